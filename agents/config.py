@@ -1,0 +1,101 @@
+"""The settings of a search: the sentence under each field is its command-line help and documentation."""
+
+from dataclasses import dataclass
+
+from agents.exploration import Exploration
+from amc.errors import UserError
+
+
+def _require(settings: object, **holds: bool) -> None:
+    """Refuse settings by name, before anything has been started."""
+    for name, good in holds.items():
+        if not good:
+            raise UserError(f"The setting {name} cannot be {getattr(settings, name)}.")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How policies are proposed, and how the agent learns from their rewards."""
+
+    algorithm: str = "ddpg"
+    """Who proposes: ddpg, td3, sac, random, or uniform."""
+    seed: int = 0
+    """Seeds the weights, the exploration and the replay sampling; the same seed gives the same search."""
+    warmup_evaluations: int = 20
+    """Evaluations drawn around the uniform policy before the actor proposes; at most half of the budget."""
+    sigma_start: float = 0.3
+    """Exploration noise (standard deviation on the action scale -1 to 1) in the warm-up and just after it."""
+    sigma_end: float = 0.05
+    """Exploration noise 10 evaluations before the budget ends; it falls geometrically in between."""
+    actor_learning_rate: float = 1e-3
+    """Adam's learning rate for the actor."""
+    critic_learning_rate: float = 1e-3
+    """Adam's learning rate for the critic (and for the temperature of sac)."""
+    batch_size: int = 64
+    """Transitions a gradient update."""
+    tau: float = 0.01
+    """How far the target networks move towards the trained ones at each update."""
+    gamma: float = 1.0
+    """Discount factor; 1, because a walk is short and its last decisions matter no more than its first."""
+    hidden_sizes: tuple[int, ...] = (300, 300)
+    """Widths of the hidden layers, the same for actor and critic."""
+    updates_per_transition: int = 1
+    """Gradient updates per decision of an episode; 2 to 4 pay off when an evaluation takes over a second."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: one of them makes no sense.
+        """
+        _require(
+            self,
+            seed=self.seed >= 0,
+            warmup_evaluations=self.warmup_evaluations >= 0,
+            sigma_start=0.0 < self.sigma_start <= 10.0,
+            sigma_end=0.0 < self.sigma_end <= self.sigma_start,
+            actor_learning_rate=self.actor_learning_rate > 0.0,
+            critic_learning_rate=self.critic_learning_rate > 0.0,
+            batch_size=self.batch_size >= 1,
+            tau=0.0 < self.tau <= 1.0,
+            gamma=0.0 <= self.gamma <= 1.0,
+            hidden_sizes=all(size >= 1 for size in self.hidden_sizes),
+            updates_per_transition=self.updates_per_transition >= 1,
+        )
+
+    def exploration(self, budget_evaluations: int) -> Exploration:
+        """The exploration schedule of a search that may spend `budget_evaluations`."""
+        return Exploration(
+            evaluations=budget_evaluations,
+            warmup=min(self.warmup_evaluations, budget_evaluations // 2),
+            sigma_start=self.sigma_start,
+            sigma_end=self.sigma_end,
+        )
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How long the search goes on, and how often it is saved."""
+
+    evaluations: int = 200
+    """Policies evaluated in all; a policy met again counts too, although it is not measured again."""
+    time_budget: float | None = None
+    """Seconds after which this call must have ended, even if evaluations are left; none: no limit."""
+    checkpoint_every: int = 10
+    """Evaluations between two checkpoints; fewer only shortens a resume, nothing is lost in between."""
+    proposals_per_round: int = 1
+    """Policies proposed at once and evaluated together, for example one a worker."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: one of them makes no sense.
+        """
+        _require(
+            self,
+            evaluations=self.evaluations >= 1,
+            time_budget=self.time_budget is None or self.time_budget > 0.0,
+            checkpoint_every=self.checkpoint_every >= 1,
+            proposals_per_round=self.proposals_per_round >= 1,
+        )

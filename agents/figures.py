@@ -1,0 +1,90 @@
+"""Drawings of policies and searches, without pyplot's global state, for TensorBoard and the report."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from amc.policy import CompressionPolicy
+
+
+def policy_figure(
+    policy: CompressionPolicy, original_widths: Mapping[str, int] | None = None, title: str = ""
+) -> Figure:
+    """Bars, one a decision point: how much is kept, coloured by the bits of its weights.
+
+    Args:
+        policy: what to draw.
+        original_widths: output channels of the uncompressed layers by point; without them the bars are
+            the widths themselves. A point without a width is drawn at 1 (or at its tallest neighbour).
+        title: above the bars.
+    """
+    points = [decision.point for decision in policy.decisions]
+    figure, axes = _axes(width=max(6.0, 0.28 * len(points) + 2.0), title=title)
+    heights = _heights(policy, original_widths)
+    bits = [decision.values.get("weight_bits", 32) for decision in policy.decisions]
+    axes.bar(range(len(points)), heights, color=[_bits_color(each) for each in bits])
+    axes.set_xticks(range(len(points)), points, rotation=90, fontsize=7)
+    axes.set_ylabel("output channels kept" if original_widths is None else "keep ratio")
+    if original_widths is not None:
+        axes.set_ylim(0.0, 1.05)
+    labels = [(each, "not quantized" if each == 32 else f"{each} bits") for each in sorted(set(bits))]
+    axes.legend(handles=[Patch(color=_bits_color(each), label=label) for each, label in labels], fontsize=7)
+    return figure
+
+
+def best_so_far_figure(rewards: Mapping[str, Sequence[float]], title: str = "") -> Figure:
+    """Curves of the highest reward so far against evaluations, one a search.
+
+    Args:
+        rewards: name of the search to its rewards in the order of evaluation.
+        title: above the curves.
+    """
+    figure, axes = _axes(width=6.0, title=title)
+    for name, values in rewards.items():
+        axes.step(range(1, len(values) + 1), np.maximum.accumulate(values), where="post", label=name)
+    axes.set_xlabel("evaluations")
+    axes.set_ylabel("best reward so far")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def figure_image(figure: Figure) -> np.ndarray:
+    """Render a figure: uint8 [height, width, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def keep_ratios(policy: CompressionPolicy, original_widths: Mapping[str, int]) -> dict[str, float]:
+    """Kept share of the output channels of each point that has a width."""
+    widths = policy.values("width")
+    return {point: width / original_widths[point] for point, width in widths.items()}
+
+
+def _heights(policy: CompressionPolicy, original_widths: Mapping[str, int] | None) -> list[float]:
+    known: Mapping[str, float] = policy.values("width")
+    if original_widths is not None:
+        known = keep_ratios(policy, original_widths)
+    full = 1.0 if original_widths is not None else max(known.values(), default=1.0)
+    return [known.get(decision.point, full) for decision in policy.decisions]
+
+
+def _axes(width: float, title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _bits_color(bits: int) -> tuple[float, float, float, float]:
+    """Few bits dark, 8 bits light, not quantized grey."""
+    if bits == 32:
+        return (0.6, 0.6, 0.6, 1.0)
+    return colormaps["viridis"]((bits - 2) / 6)

@@ -1,0 +1,152 @@
+"""Searchers: whatever proposes policies and learns from their rewards, behind one small protocol."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from agents.config import AgentConfig
+from agents.episode import WalkLike, play
+from agents.exploration import truncated_normal
+from amc.errors import UserError
+from amc.evaluate import Evaluation
+from amc.policy import CompressionPolicy
+
+State = dict[str, Any]
+"""A nested dictionary of NumPy arrays and JSON values: what a checkpoint can hold."""
+
+
+class Searcher(Protocol):
+    """Proposes policies; its first proposal is always the uniform policy.
+
+    The same calls in the same order give the same proposals, also after `load_state_dict`; a searcher
+    draws from generators of its own only.
+    """
+
+    def ask(self, n: int) -> list[CompressionPolicy]:
+        """Propose up to `n` policies; an empty list says that nothing is left to propose."""
+
+    def tell(self, evaluations: Sequence[Evaluation], rewards: Sequence[float]) -> None:
+        """Learn from the oldest proposals that have not been told yet, in the order of `ask`."""
+
+    def metrics(self, index: int) -> dict[str, float]:
+        """Figures worth a curve when evaluation `index` (from 0) is proposed: sigma, losses."""
+
+    def state_dict(self) -> State:
+        """Everything that decides future proposals; asked for only when every proposal has been told."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+
+
+SearcherFactory = Callable[[WalkLike, AgentConfig, int], Searcher]
+"""Walk, settings and evaluation budget to a searcher."""
+
+_FACTORIES: dict[str, SearcherFactory] = {}
+
+
+def register_searcher(name: str) -> Callable[[SearcherFactory], SearcherFactory]:
+    """Make a searcher known as `--algorithm name`; use it as a decorator of its factory or class."""
+
+    def register(factory: SearcherFactory) -> SearcherFactory:
+        _FACTORIES[name] = factory
+        return factory
+
+    return register
+
+
+def searcher_names() -> list[str]:
+    """The registered names, sorted."""
+    # Imported late: stable-baselines3 takes seconds to import, and reading a log needs none of it.
+    import agents.off_policy  # noqa: F401
+
+    return sorted(_FACTORIES)
+
+
+def make_searcher(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> Searcher:
+    """Build the searcher that `config.algorithm` names.
+
+    Raises:
+        UserError: there is no such searcher.
+    """
+    names = searcher_names()
+    if config.algorithm not in names:
+        raise UserError(f"There is no searcher '{config.algorithm}'; choose one of {', '.join(names)}.")
+    return _FACTORIES[config.algorithm](walk, config, budget_evaluations)
+
+
+def _uniform(walk: WalkLike) -> CompressionPolicy:
+    zeros = np.zeros(walk.action_size, dtype=np.float32)
+    return play(walk, lambda observation: zeros).policy
+
+
+@register_searcher("uniform")
+class UniformSearcher:
+    """Proposes the uniform policy, once."""
+
+    def __init__(self, walk: WalkLike, config: AgentConfig, budget_evaluations: int):
+        self._walk = walk
+        self._asked = False
+
+    def ask(self, n: int) -> list[CompressionPolicy]:
+        """The uniform policy at the first call, nothing afterwards."""
+        if self._asked or n < 1:
+            return []
+        self._asked = True
+        return [_uniform(self._walk)]
+
+    def tell(self, evaluations: Sequence[Evaluation], rewards: Sequence[float]) -> None:
+        """There is nothing to learn."""
+
+    def metrics(self, index: int) -> dict[str, float]:
+        """No curve."""
+        return {}
+
+    def state_dict(self) -> State:
+        """Whether it has been asked."""
+        return {"asked": self._asked}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+        self._asked = bool(state["asked"])
+
+
+@register_searcher("random")
+class RandomSearcher:
+    """Draws from the agent's warm-up distribution: a truncated normal around the uniform policy.
+
+    With the seed of an agent it proposes the very policies of that agent's warm-up, so that both are
+    compared from the same start. Drawing uniformly from the box would be a straw man.
+    """
+
+    def __init__(self, walk: WalkLike, config: AgentConfig, budget_evaluations: int):
+        self._walk = walk
+        self._sigma = config.sigma_start
+        self._rng = np.random.default_rng(config.seed)
+        self._asked = 0
+
+    def ask(self, n: int) -> list[CompressionPolicy]:
+        """Draw `n` policies; the very first is the uniform policy."""
+        return [self._draw() for _ in range(n)]
+
+    def _draw(self) -> CompressionPolicy:
+        sigma, self._asked = self._sigma if self._asked else 0.0, self._asked + 1
+        zeros = np.zeros(self._walk.action_size, dtype=np.float32)
+        return play(self._walk, lambda observation: truncated_normal(self._rng, zeros, sigma)).policy
+
+    def tell(self, evaluations: Sequence[Evaluation], rewards: Sequence[float]) -> None:
+        """There is nothing to learn."""
+
+    def metrics(self, index: int) -> dict[str, float]:
+        """The constant sigma; 0 for the uniform policy."""
+        return {"sigma": self._sigma if index else 0.0}
+
+    def state_dict(self) -> State:
+        """Generator and count."""
+        return {"rng": self._rng.bit_generator.state, "asked": self._asked}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+        rng: Mapping[str, Any] = state["rng"]
+        self._rng.bit_generator.state = rng
+        self._asked = int(state["asked"])

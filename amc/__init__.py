@@ -1,0 +1,1 @@
+"""Compression of trained CNNs: tracing, policies, pruning, quantization, costs, targets and export."""

@@ -1,0 +1,1 @@
+"""What a policy costs: numbers computed from shapes alone, and budgets on them."""

@@ -1,0 +1,130 @@
+"""From a policy to its measured outcome: compress, calibrate, score, cost; each policy once."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from amc.compress import ChannelPruning, Compressor, apply
+from amc.costs.symbolic import Cost
+from amc.network import Network
+from amc.policy import CompressionPolicy
+from amc.recovery.bias import correct_biases, output_means
+from amc.recovery.calibrate import calibrate, has_norms
+from amc.space import Space
+from amc.tasks.base import Task
+
+Latency = Callable[[CompressionPolicy, fx.GraphModule], float]
+"""Milliseconds of a policy's compressed network on a target."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy's measured outcome.
+
+    Attributes:
+        policy: what was evaluated.
+        score: the task's score on the reward split, in [0, 1].
+        costs: cost name to its absolute value; latency in milliseconds.
+        seconds: wall time spent on it.
+        cached: whether it had been evaluated before.
+    """
+
+    policy: CompressionPolicy
+    score: float
+    costs: Mapping[str, float]
+    seconds: float
+    cached: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, without the policy."""
+        return {"score": self.score, "costs": dict(self.costs), "seconds": round(self.seconds, 4)}
+
+
+class Evaluator:
+    """Scores policies of one network on one task; remembers every executed policy.
+
+    Args:
+        network: the traced network.
+        space: its legal policies.
+        task: data, loss and score.
+        compressors: what carries a policy out.
+        costs: closed-form costs by name.
+        calibration: augmented unlabeled batches, disjoint from the reward split.
+        latency: measures milliseconds, where the search asks for them.
+        device: where networks are calibrated and scored.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        space: Space,
+        task: Task,
+        compressors: Sequence[Compressor],
+        costs: Mapping[str, Cost],
+        calibration: Sequence[Tensor],
+        latency: Latency | None = None,
+        device: str = "cpu",
+    ):
+        self.network, self.space, self.task = network, space, task
+        self.compressors, self.costs, self.latency = tuple(compressors), dict(costs), latency
+        self.device = torch.device(device)
+        self.calibration = [batch.to(self.device) for batch in calibration]
+        self._known: dict[str, Evaluation] = {}
+        self._wanted: dict[str, Tensor] | None = None
+
+    def __call__(self, policies: Sequence[CompressionPolicy]) -> list[Evaluation]:
+        """Evaluate policies in order; a policy that was executed before costs nothing."""
+        return [self._evaluate(policy) for policy in policies]
+
+    def compressed(self, policy: CompressionPolicy) -> fx.GraphModule:
+        """The policy's network, compressed and calibrated, in evaluation mode.
+
+        Raises:
+            UserError: the policy does not belong to this network.
+        """
+        model = apply(policy, self.network, self.compressors).to(self.device)
+        calibrate(model, self.calibration)
+        if not has_norms(model) and self.calibration:
+            correct_biases(model, self._wanted_means(policy), self.calibration[:1])
+        return model
+
+    def costs_of(self, policy: CompressionPolicy) -> dict[str, float]:
+        """Every closed-form cost of a policy."""
+        table = self.space.table(policy)
+        return {name: cost.of(table) for name, cost in self.costs.items()}
+
+    def _evaluate(self, policy: CompressionPolicy) -> Evaluation:
+        digest = policy.digest()
+        if digest in self._known:
+            return replace(self._known[digest], seconds=0.0, cached=True)
+        start = time.perf_counter()
+        model = self.compressed(policy)
+        score = self.task.score(model, "reward")
+        costs = self.costs_of(policy)
+        if self.latency is not None:
+            costs["latency"] = self.latency(policy, model)
+        self._known[digest] = Evaluation(policy, score, costs, time.perf_counter() - start)
+        return self._known[digest]
+
+    def _wanted_means(self, policy: CompressionPolicy) -> dict[str, Tensor]:
+        """The original's mean outputs at the channels that a policy keeps."""
+        if self._wanted is None:
+            original = self.network.copy().to(self.device)
+            self._wanted = output_means(original, self.calibration[:1])
+        kept: dict[str, Tensor] = {}
+        for compressor in self.compressors:
+            if isinstance(compressor, ChannelPruning):
+                kept = compressor.kept(self.network, policy)
+        groups = self.network.group_of
+        return {
+            name: mean[kept[groups[name].name].to(mean.device)] if _pruned(name, groups, kept) else mean
+            for name, mean in self._wanted.items()
+        }
+
+
+def _pruned(name: str, groups: Mapping[str, Any], kept: Mapping[str, Tensor]) -> bool:
+    return name in groups and groups[name].name in kept

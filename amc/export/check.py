@@ -1,0 +1,95 @@
+"""Does the exported file compute what the network computes? Run in both runtimes, compared with torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc.errors import UserError
+
+Outputs = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a runtime is from torch on the same images.
+
+    Attributes:
+        relative_error: largest difference of any output, divided by that output's largest magnitude.
+        top1: share of images, 0 to 1, with the same largest entry of the first output.
+    """
+
+    relative_error: float
+    top1: float
+
+
+def check_export(
+    path: Path | str, module: nn.Module, images: Tensor, chunk: int = 100
+) -> dict[str, Agreement]:
+    """Run a file in ONNX Runtime and OpenVINO (in 32-bit floats) and compare it with the network.
+
+    A float file is right when `relative_error` is at most 1e-4. An int8 file may differ by a code here and
+    there, where a value lies on the border of two; `top1` is its measure. A CPU without VNNI saturates
+    products of 8-bit weights, which shows here as well, because it is what the user of that CPU will get.
+
+    Args:
+        path: the exported file.
+        module: the network it was exported from, in eval mode.
+        images: inputs [N, ...]; for a file of fixed batch size N must be a multiple of it.
+        chunk: images that run at once, if the file leaves that open.
+
+    Returns:
+        Figures by runtime, "onnxruntime" and "openvino".
+    """
+    with torch.no_grad():
+        expected = _arrays(module(images))
+    runners: dict[str, Callable[[Path, Tensor, int], Outputs]] = {
+        "onnxruntime": run_onnxruntime,
+        "openvino": run_openvino,
+    }
+    return {name: compare(run(Path(path), images, chunk), expected) for name, run in runners.items()}
+
+
+def compare(actual: Outputs, expected: Outputs) -> Agreement:
+    """Figures of one runtime's outputs against torch's."""
+    errors = [
+        np.abs(a - e).max() / max(np.abs(e).max(), 1e-30) for a, e in zip(actual, expected, strict=True)
+    ]
+    same = actual[0].argmax(axis=1) == expected[0].argmax(axis=1)
+    return Agreement(float(max(errors)), float(same.mean()))
+
+
+def run_onnxruntime(path: Path, images: Tensor, chunk: int = 100) -> Outputs:
+    """Outputs of a file in ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0]
+    size = source.shape[0] if isinstance(source.shape[0], int) else chunk
+    return _chunked(
+        lambda batch: session.run(None, {source.name: batch}), images, size, source.shape[0] == size
+    )
+
+
+def run_openvino(path: Path, images: Tensor, chunk: int = 100) -> Outputs:
+    """Outputs of a file in OpenVINO on the CPU; where it may it would use bf16, so the hint says f32."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    first = compiled.inputs[0].partial_shape[0]
+    size = chunk if first.is_dynamic else first.get_length()
+    return _chunked(lambda batch: list(compiled(batch).values()), images, size, not first.is_dynamic)
+
+
+def _chunked(run: Callable[[np.ndarray], Outputs], images: Tensor, size: int, fixed: bool) -> Outputs:
+    if fixed and len(images) % size:
+        raise UserError(f"The file takes {size} images at once, and {len(images)} is not a multiple of that.")
+    batches = [[np.array(a) for a in run(batch.cpu().numpy())] for batch in images.split(size)]
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+
+
+def _arrays(outputs: Tensor | tuple[Tensor, ...]) -> Outputs:
+    return [t.cpu().numpy() for t in ((outputs,) if isinstance(outputs, Tensor) else outputs)]

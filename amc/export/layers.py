@@ -1,0 +1,92 @@
+"""Convolution, linear layer and batch norm, plain or with quantized weights."""
+
+import numpy as np
+from torch import nn
+
+from amc.export import folding
+from amc.export.graph import OnnxGraph, Value
+from amc.export.registry import Call, handles
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+
+
+@handles(nn.Conv2d, QuantizedConv2d)
+def conv2d(g: OnnxGraph, call: Call) -> Value:
+    """A convolution with the batch norm behind it."""
+    layer = call.module
+    assert isinstance(layer, nn.Conv2d)
+    call.require(layer.padding_mode == "zeros", f"with {layer.padding_mode} padding")
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    x = g.operand(call.x)
+    return g.add(
+        "Conv",
+        x,
+        *parameters(g, call, x),
+        kernel_shape=layer.kernel_size,
+        strides=layer.stride if layer.stride != (1, 1) else None,
+        dilations=layer.dilation if layer.dilation != (1, 1) else None,
+        pads=(top, left, bottom, right) if any((top, left, bottom, right)) else None,
+        group=layer.groups if layer.groups != 1 else None,
+    )
+
+
+@handles(nn.Linear, QuantizedLinear)
+def linear(g: OnnxGraph, call: Call) -> Value:
+    """A linear layer on [N, in]."""
+    call.require(len(call.shape) == 2, "of a tensor that is not a matrix")
+    x = g.operand(call.x)
+    return g.add("Gemm", x, *parameters(g, call, x), transB=1)
+
+
+def parameters(g: OnnxGraph, call: Call, x: Value) -> list[Value]:
+    """Weight and bias (if any) of a layer as the graph holds them."""
+    layer = call.module
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    affine = folding.batch_norm_affine(call.batch_norm, layer.weight.shape[0])
+    bias = folding.fold_bias(layer.bias, affine)
+    if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+        codes = layer.quantizer.codes(layer.weight).cpu().numpy()
+        scale = folding.float64(layer.quantizer.scale)
+        return quantized_parameters(g, *folding.fold_codes(codes, scale, affine), bias, x)
+    weight = folding.float64(layer.weight)
+    weight = weight * folding.per_row(affine.factor, weight)
+    return [g.constant(weight.astype(np.float32)), *float_bias(g, bias)]
+
+
+def quantized_parameters(
+    g: OnnxGraph, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, x: Value
+) -> list[Value]:
+    """A weight as int8 codes behind a DequantizeLinear, and a bias.
+
+    On a quantized input the bias is int32 on the grid of the products, as int8 kernels want it; otherwise it
+    stays a float. Rounding the bias is the only difference between the file and the simulation.
+    """
+    if x.grid is None:
+        return [dequantize(g, codes, scale), *float_bias(g, bias)]
+    codes, scale, bias_codes = folding.fit_bias_grid(codes, scale, bias, x.grid.scale)
+    weight = dequantize(g, codes, scale)
+    return [weight, dequantize(g, bias_codes, scale * x.grid.scale)] if bias_codes.any() else [weight]
+
+
+def float_bias(g: OnnxGraph, bias: np.ndarray) -> list[Value]:
+    """A bias [out] unless it is zero."""
+    return [g.constant(bias.astype(np.float32))] if bias.any() else []
+
+
+def dequantize(g: OnnxGraph, codes: np.ndarray, scale: np.ndarray) -> Value:
+    """Constant codes [out, ...] with one scale [out] a row, read back as floats.
+
+    The zero points are zeros, but ONNX Runtime needs to see them to run a Gemm in int8.
+    """
+    zeros = g.constant(np.zeros(len(scale), dtype=codes.dtype))
+    return g.add("DequantizeLinear", g.constant(codes), g.constant(scale.astype(np.float32)), zeros, axis=0)
+
+
+@handles(nn.BatchNorm1d, nn.BatchNorm2d)
+def batch_norm(g: OnnxGraph, call: Call) -> Value:
+    """A batch norm that no layer in front of it could take in."""
+    call.require(getattr(call.module, "running_mean", None) is not None, "without running statistics")
+    x = g.operand(call.x)
+    affine = folding.batch_norm_affine(call.module, call.shape[1])
+    shape = (-1, *([1] * (len(call.shape) - 2)))
+    factor, shift = (g.constant(v.astype(np.float32).reshape(shape)) for v in (affine.factor, affine.shift))
+    return g.add("Add", g.add("Mul", x, factor), shift)

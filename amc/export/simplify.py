@@ -1,0 +1,83 @@
+"""The traced graph without what leaves no trace in the file: identities, folded batch norms and ReLUs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from amc.export.grid import grid_of
+from amc.export.registry import target_of
+from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+
+DROPPED = {
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    *(F.dropout, F.dropout2d, torch.dropout, "detach", "clone"),
+}
+"""What is the identity in eval mode."""
+
+CLIPS = {
+    **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), float("inf")),
+    **dict.fromkeys((nn.ReLU6, F.relu6), 6.0),
+}
+"""Functions that clip to [0, the number]."""
+
+FOLDABLE = {
+    nn.BatchNorm2d: (nn.Conv2d, QuantizedConv2d),
+    nn.BatchNorm1d: (nn.Linear, QuantizedLinear),
+}
+
+
+def simplify(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, nn.Module]]:
+    """A copy of the graph to write, and the batch norm that each layer takes in."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    _bypass(graph, lambda node: _is_identity(module, node))
+    _bypass(graph, lambda node: _is_swallowed(module, node))
+    norms = _foldable_norms(module, graph)
+    layers = {node.all_input_nodes[0]: norm for node, norm in norms.items()}
+    _bypass(graph, norms.__contains__)
+    return graph, layers
+
+
+def _bypass(graph: fx.Graph, drop: Callable[[fx.Node], bool]) -> None:
+    for node in [node for node in graph.nodes if drop(node)]:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        graph.erase_node(node)
+
+
+def _is_identity(module: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.op.startswith("call"):
+        return False
+    target = target_of(module, node)
+    if target is ActivationQuantizer:
+        return not module.get_submodule(str(node.target)).enabled
+    return target in DROPPED
+
+
+def _is_swallowed(module: fx.GraphModule, node: fx.Node) -> bool:
+    """A clipping function that quantization repeats, because the codes end where it clips."""
+    if not node.op.startswith("call") or not node.users:
+        return False
+    high = CLIPS.get(target_of(module, node))
+    return high is not None and all(_repeats_clip(module, user, high) for user in node.users)
+
+
+def _repeats_clip(module: fx.GraphModule, node: fx.Node, high: float) -> bool:
+    if node.op != "call_module":
+        return False
+    point = module.get_submodule(str(node.target))
+    return isinstance(point, ActivationQuantizer) and grid_of(point).swallows_clip(0.0, high)
+
+
+def _foldable_norms(module: fx.GraphModule, graph: fx.Graph) -> dict[fx.Node, nn.Module]:
+    norms = {}
+    for node in graph.nodes:
+        if node.op != "call_module":
+            continue
+        layers, norm = FOLDABLE.get(target_of(module, node), ()), module.get_submodule(str(node.target))
+        source = node.all_input_nodes[0]
+        alone = source.op == "call_module" and len(source.users) == 1
+        if alone and target_of(module, source) in layers and norm.running_mean is not None:
+            norms[node] = norm
+    return norms

@@ -1,0 +1,96 @@
+"""The knobs of channel pruning and of uniform quantization."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+
+from amc.errors import UserError
+from amc.network import Network
+from amc.quantization.uniform import NOT_QUANTIZED
+from amc.space import DecisionPoint, Partial
+
+BITS = (2, 3, 4, 5, 6, 7, 8, NOT_QUANTIZED)
+
+
+class WidthKnob:
+    """How many output channels of a layer are kept; layers of one group share it.
+
+    Args:
+        multiple: legal widths are multiples of it, and the original width.
+        min_channels: the smallest legal width, before rounding up.
+        min_keep: the smallest legal fraction of the original width.
+    """
+
+    name = "width"
+
+    def __init__(self, multiple: int = 1, min_channels: int = 1, min_keep: float = 0.1):
+        if multiple < 1 or min_channels < 1 or not 0 <= min_keep <= 1:
+            raise UserError("Width multiple and smallest width must be at least 1, smallest keep in [0, 1].")
+        self.multiple, self.min_channels, self.min_keep = multiple, min_channels, min_keep
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def values(self, point: DecisionPoint, partial: Partial | None) -> tuple[int, ...]:
+        """Multiples from the smallest legal width up, and the original width."""
+        if point.name not in self._known:
+            self._known[point.name] = self._legal(point)
+        return self._known[point.name]
+
+    def _legal(self, point: DecisionPoint) -> tuple[int, ...]:
+        if point.group is None or point.group.frozen:
+            return (point.layer.out_channels,) if point.layer else ()
+        full = point.group.channels
+        least = min(full, max(self.min_channels, math.ceil(self.min_keep * full), 1))
+        first = math.ceil(least / self.multiple) * self.multiple
+        return (*range(first, full, self.multiple), full)
+
+    def decided_at(self, point: DecisionPoint) -> str:
+        """The first layer of the group."""
+        return point.group.name if point.group else point.name
+
+    def thresholds(self, point: DecisionPoint) -> tuple[float, ...]:
+        """Every keep ratio goes to the nearest legal width."""
+        values = self.values(point, None)
+        middles = [(a + b) / 2 / values[-1] for a, b in pairwise(values)]
+        return (0.0, *middles)
+
+
+class BitsKnob:
+    """Bit width of a layer's weights or of the tensor that it reads.
+
+    Args:
+        name: "weight_bits" or "activation_bits".
+        network: tells which layers read the same tensor, and hence share its bits.
+        choices: legal bit widths, from 2 to 8, or 32 for not quantized.
+        reference: the reference policy's bits, where they are not a matter of the budget.
+    """
+
+    def __init__(self, name: str, network: Network, choices: Sequence[int], reference: int | None = None):
+        unknown = sorted(set(choices) - set(BITS))
+        if unknown or not choices:
+            raise UserError(f"Bits must be 2 to 8, or 32 for not quantized, not {unknown or 'nothing'}.")
+        self.name = name
+        self.choices = tuple(sorted(set(choices)))
+        self.reference = reference
+        self._network = network
+
+    @cached_property
+    def _first_reader(self) -> dict[str, str]:
+        layers = reversed(self._network.layers)
+        return {layer.input_tensor: layer.name for layer in layers}
+
+    def values(self, point: DecisionPoint, partial: Partial | None) -> tuple[int, ...]:
+        """The choices, fewest bits first."""
+        return self.choices
+
+    def decided_at(self, point: DecisionPoint) -> str:
+        """For activations the first layer that reads the same tensor; for weights the layer itself."""
+        if self.name == "weight_bits" or point.layer is None:
+            return point.name
+        return self._first_reader[point.layer.input_tensor]
+
+    def thresholds(self, point: DecisionPoint) -> tuple[float, ...]:
+        """Every choice owns an equal interval, unless the reference policy's bits are fixed."""
+        if self.reference is not None:
+            return tuple(0.0 if bits <= self.reference else math.inf for bits in self.choices)
+        return tuple(rank / len(self.choices) for rank in range(len(self.choices)))

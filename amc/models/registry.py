@@ -1,0 +1,104 @@
+"""From a name on the command line to a network."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from amc.errors import UserError
+from amc.plugins import accepted, call_factory, is_import_path, load_factory, one_line
+from amc.training import device_of, evaluating
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_BUILT_IN = ("concat", "digits", "mobilenet", "resnet_cifar", "vgg")
+
+
+def register_model(name: str) -> Callable[[Builder], Builder]:
+    """Decorate a function that builds a network, so that `build_model(name, ...)` finds it.
+
+    The function may take any of the keywords `classes`, `in_channels`, `width` and `small_input`.
+    """
+
+    def register(builder: Builder) -> Builder:
+        if name in _BUILDERS:
+            raise ValueError(f"a model called '{name}' is registered already")
+        _BUILDERS[name] = builder
+        return builder
+
+    return register
+
+
+def list_models() -> list[str]:
+    """Names of all registered networks, in alphabetical order."""
+    # Imported here and not above: those files import this one to register themselves.
+    for module in _BUILT_IN:
+        importlib.import_module(f"amc.models.{module}")
+    return sorted(_BUILDERS)
+
+
+def build_model(
+    name: str, classes: int = 10, in_channels: int = 3, width: float = 1.0, small_input: bool = True
+) -> nn.Module:
+    """Build a network with fresh random weights.
+
+    Args:
+        name: A registered name, or `package.module:factory`. Such a factory is called with those of the
+            keywords below (and `num_classes`) that its signature names.
+        classes: Number of outputs.
+        in_channels: Channels of the input images.
+        width: Multiplier of all channel counts, where the network has one.
+        small_input: For images of about 32 pixels: fewer strides at the start.
+
+    Raises:
+        UserError: The name is unknown, the width cannot be changed, or the factory fails.
+    """
+    builder = _find(name)
+    if width != 1 and "width" not in accepted(builder):
+        raise UserError(f"The model '{name}' has no width multiplier.")
+    if not 0 < width <= 16:
+        raise UserError(f"A width multiplier must lie in (0, 16], not at {width:g}.")
+    options: dict[str, Any] = {
+        "classes": classes,
+        "num_classes": classes,
+        "in_channels": in_channels,
+        "width": width,
+        "small_input": small_input,
+    }
+    model = call_factory(name, builder, options)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"The factory '{name}' returned a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def check_fits(model: nn.Module, name: str, shape: tuple[int, int, int], classes: int) -> None:
+    """Send one blank image [C, H, W] through a classifier, so that a misfit shows before any work.
+
+    Raises:
+        UserError: The model fails on it, or does not return logits [1, classes].
+    """
+    image = torch.zeros(1, *shape, device=device_of(model))
+    said = " x ".join(map(str, shape))
+    try:
+        with evaluating(model):
+            logits = model(image)
+    except Exception as error:  # a user's model may raise anything
+        raise UserError(f"The model '{name}' fails on an image of {said}: {one_line(error)}.") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
+        got = list(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"The model '{name}' returns {got} for one image where [1, {classes}] is needed.")
+
+
+def _find(name: str) -> Callable[..., nn.Module]:
+    names = list_models()
+    if name in names:
+        return _BUILDERS[name]
+    if is_import_path(name):
+        return load_factory(name)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"choose {', '.join(names)} or package.module:factory."
+    raise UserError(f"There is no model '{name}': {hint}")

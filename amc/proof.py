@@ -1,0 +1,79 @@
+"""Proving the channel groups of a network once, at tracing.
+
+Every group is pruned by torch-pruning in a copy of the network, by our own index tables in a second copy,
+and masked in a third; the three must give the same output. A group that fails is frozen with its reason,
+so that a wrong coupling can never reach a search.
+"""
+
+import copy
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from amc.groups import Group, build_dependency, pruning_function
+from amc.slicing import apply_slices, clone_module, kept_positions, mask_group, sizes_of
+
+TOLERANCE = 1e-4
+"""Largest difference allowed, relative to the largest output."""
+
+
+def prove_groups(graph: fx.GraphModule, groups: Sequence[Group], example: Tensor) -> list[Group]:
+    """The groups with every one that cannot be pruned correctly frozen.
+
+    Groups are pruned one after the other in the same copies (tracing a copy for each would take minutes);
+    after a failure the copies are built anew without the group that failed.
+    """
+    proved = list(groups)
+    while True:
+        trial = _Trial(graph, example)
+        for index, group in enumerate(proved):
+            problem = None if group.frozen else trial.prune(group)
+            if problem is not None:
+                proved[index] = group.freeze(problem)
+                break
+        else:
+            return proved
+
+
+class _Trial:
+    """Three copies of a network that lose the same channels in three ways."""
+
+    def __init__(self, graph: fx.GraphModule, example: Tensor):
+        self.graph, self.example = graph, example
+        self.generator = torch.Generator().manual_seed(0)
+        self.masked = clone_module(graph)
+        self.pruned = copy.deepcopy(graph)
+        self.dependency = build_dependency(self.pruned, example)
+        self.groups: list[Group] = []
+        self.kept: dict[str, Tensor] = {}
+
+    def prune(self, group: Group) -> str | None:
+        """Drop about a third of the group's channels everywhere; what went wrong, or None."""
+        keep = max(1, group.channels - max(1, group.channels // 3))
+        order = torch.randperm(group.channels, generator=self.generator)
+        self.kept[group.name] = order[:keep].sort().values
+        self.groups.append(group)
+        mask_group(self.masked, group, order[keep:])
+        root = self.pruned.get_submodule(group.name)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dropped = order[keep:].tolist()
+                self.dependency.get_pruning_group(root, pruning_function(root), dropped).prune()
+            return self._difference()
+        except Exception as error:
+            return f"pruning it breaks the network ({str(error).strip().splitlines()[0]})"
+
+    def _difference(self) -> str | None:
+        sliced = clone_module(self.graph)
+        sizes = sizes_of(self.graph, self.groups)
+        apply_slices(sliced, kept_positions(self.groups, self.kept, sizes))
+        with torch.no_grad():
+            expected = self.masked(self.example)
+            for name, model in (("torch-pruning", self.pruned), ("slicing", sliced)):
+                error = float((model(self.example) - expected).abs().max())
+                if not error <= TOLERANCE * max(float(expected.abs().max()), 1e-6):
+                    return f"{name} and masking disagree by {error:.2g}"
+        return None

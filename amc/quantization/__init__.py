@@ -1,0 +1,1 @@
+"""Quantizers: pure numerics on tensors, and small modules that hold their state."""

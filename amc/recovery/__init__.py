@@ -1,0 +1,1 @@
+"""What repairs a compressed network."""

@@ -1,0 +1,84 @@
+"""The reference ("uniform") policy: every knob at one common fraction, as large as the budgets allow."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from amc.costs.budget import Budget
+from amc.space import Partial, Space
+
+BISECTIONS = 16
+
+
+def complete_uniformly(
+    space: Space, partial: Partial, budgets: Sequence[Budget], unbounded: float = 1.0
+) -> np.ndarray:
+    """Complete a partial policy with common fractions, found by bisection.
+
+    Budgets that depend on the widths alone first fix one common keep ratio; then all other knobs share one
+    common fraction of their range, lowered together with the keep ratio until every budget holds. What
+    rounding left over is given to the layers that rounding cut the most.
+
+    Args:
+        space: the legal policies.
+        partial: decisions so far, from which some completion keeps every budget.
+        budgets: what must hold; may be empty.
+        unbounded: the keep ratio where no budget depends on the widths.
+
+    Returns:
+        int64 [points, knobs].
+    """
+    width = space.column("width")
+
+    def table(keep: float, rest: float) -> np.ndarray:
+        fractions = [keep if column == width else rest for column in range(len(space.knobs))]
+        return partial.filled(space.at_fraction(fractions))
+
+    shape_only = [budget for budget in budgets if budget.cost.knobs == {"width"}]
+    others = [budget for budget in budgets if budget.cost.knobs != {"width"}]
+    bounded = any("width" in budget.cost.knobs for budget in budgets)
+    most = 1.0 if bounded else unbounded
+    keep = _largest_fraction(lambda f: _fits(shape_only, table(f, 1.0)), most)
+    common = _largest_fraction(lambda f: _fits(others, table(min(f, keep), f)), 1.0)
+    chosen = table(min(common, keep), common) if others else table(keep, 1.0)
+    if not _fits(budgets, chosen):
+        return partial.filled(space.smallest)
+    return _fill(space, partial, budgets, chosen, min(common, keep)) if bounded else chosen
+
+
+def _fits(budgets: Sequence[Budget], table: np.ndarray) -> bool:
+    return all(budget.cost.of(table) <= budget.limit for budget in budgets)
+
+
+def _largest_fraction(fits: Callable[[float], bool], most: float) -> float:
+    """The largest fraction up to `most` that fits, for a condition that is true below and false above."""
+    if fits(most):
+        return most
+    low, high = 0.0, most
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _fill(
+    space: Space, partial: Partial, budgets: Sequence[Budget], table: np.ndarray, keep: float
+) -> np.ndarray:
+    """Raise widths by one legal step, those first that rounding cut most, while every budget holds."""
+    column = space.column("width")
+    full = space.largest[:, column]
+    open_rows = [
+        row
+        for row in range(len(space.points))
+        if space.decider[row, column] == row and not partial.decided[row, column]
+    ]
+    for row in sorted(open_rows, key=lambda row: table[row, column] / full[row] - keep):
+        values = space.legal(row, column, partial)
+        step = values.index(int(table[row, column])) + 1
+        if step == len(values) or table[row, column] / full[row] > keep:
+            continue
+        raised = table.copy()
+        raised[space.decider[:, column] == row, column] = values[step]
+        if _fits(budgets, raised):
+            table = raised
+    return table

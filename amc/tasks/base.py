@@ -1,0 +1,46 @@
+"""What the rest of the project may ask of a task."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from amc.data.images import ImageData
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Data, loss and metric of one use of a network.
+
+    Attributes:
+        name: What reports call it.
+        score_name: What its score measures, e.g. `accuracy`.
+        data: The images, in three splits.
+    """
+
+    name: str
+    score_name: str
+    data: ImageData
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Scalar to minimise on images float32 [B, C, H, W] with labels int64 [B]."""
+        ...
+
+    def score(self, model: nn.Module, split: str) -> float:
+        """The score of a model on the split `train`, `reward` or `test`; larger is better, 1 is perfect."""
+        ...
+
+    def traced(self, model: nn.Module) -> nn.Module:
+        """The part of the model that is traced and compressed."""
+        ...
+
+    def features(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What a smaller network may be taught to imitate: float32 [B, features] for images [B, C, H, W]."""
+        ...
+
+    def example_input(self) -> Tensor:
+        """One normalised image, float32 [1, C, H, W], to trace the model with."""
+        ...
+
+    def calibration(self, images: int = 1000, batch_size: int = 200, seed: int = 0) -> list[Tensor]:
+        """Augmented unlabeled batches, disjoint from the reward split, float32 [B, C, H, W]."""
+        ...

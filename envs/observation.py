@@ -1,0 +1,90 @@
+"""What the agent sees: a flat vector in [0, 1], documented entry by entry in `CompressionEnv`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from amc.network import Layer
+from amc.space import Partial, Space
+
+KINDS = {"conv": 0.0, "depthwise": 0.5, "linear": 1.0}
+STATIC_FEATURES = ("index", "type", "n", "c", "h", "w", "stride", "k", "macs")
+PROGRESS_FEATURES = ("reduced", "rest")
+
+
+def layer_features(layers: Sequence[Layer]) -> np.ndarray:
+    """Static features of every layer, float32 [layers, 9], each divided by its largest value."""
+    rows = [
+        (
+            index,
+            KINDS[layer.kind],
+            layer.out_channels,
+            layer.in_channels,
+            *layer.in_shape,
+            layer.stride,
+            layer.kernel_size,
+            layer.macs,
+        )
+        for index, layer in enumerate(layers)
+    ]
+    table = np.array(rows, dtype=np.float64)
+    largest = table.max(axis=0)
+    largest[STATIC_FEATURES.index("type")] = 1.0
+    return (table / np.maximum(largest, 1e-12)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the parts of an observation.
+
+    Attributes:
+        steps: decision points of the longest episode; shorter ones are padded with zeros.
+        knobs: entries of an action.
+        budgets: how many budgets the observation has room for.
+    """
+
+    steps: int
+    knobs: int
+    budgets: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Name of each part to its number of entries, in order."""
+        return {
+            "layer": len(STATIC_FEATURES),
+            "progress": len(PROGRESS_FEATURES),
+            "previous": self.knobs,
+            "alive": self.knobs,
+            "budget": self.budgets,
+            "one_hot": self.steps,
+            "decided": self.steps * self.knobs,
+        }
+
+    @property
+    def size(self) -> int:
+        """Entries of an observation."""
+        return sum(self.parts.values())
+
+    def join(self, **parts: np.ndarray) -> np.ndarray:
+        """One float32 vector [size]; parts shorter than their room are padded with zeros."""
+        padded = [
+            np.pad(np.asarray(parts[name], dtype=np.float32).reshape(-1), (0, room - np.size(parts[name])))
+            for name, room in self.parts.items()
+        ]
+        return np.clip(np.concatenate(padded), 0.0, 1.0)
+
+
+def decided_fractions(space: Space, partial: Partial, rows: Sequence[int]) -> np.ndarray:
+    """Decisions so far at the walk's rows, [rows, knobs]: widths as keep ratios, others by rank; 0 if open."""
+    result = np.zeros((len(rows), len(space.knobs)), dtype=np.float32)
+    for position, row in enumerate(rows):
+        for column, knob in enumerate(space.knobs):
+            if not partial.decided[row, column]:
+                continue
+            value, values = int(partial.values[row, column]), space.legal(row, column)
+            if knob.name == "width" or len(values) == 1:
+                result[position, column] = value / values[-1]
+            else:
+                result[position, column] = values.index(value) / (len(values) - 1)
+    return result

@@ -1,0 +1,142 @@
+"""`Walk`: the decision process of one episode in closed form, without any evaluation.
+
+The environment steps it for stable-baselines3; searchers step it directly and score many finished policies
+together.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from amc.costs.budget import Budget
+from amc.costs.symbolic import Cost
+from amc.policy import CompressionPolicy
+from amc.reference import complete_uniformly
+from amc.space import Partial, Space
+from envs.bounding import Range, feasible_range
+from envs.observation import Layout, decided_fractions, layer_features
+
+
+class Walk:
+    """Decides a policy point by point, so that every budget holds whatever the actions are.
+
+    Args:
+        space: the legal policies of the network.
+        budgets: what every policy keeps; may be empty where a cost is minimised instead.
+        live: names of the knobs that an active cost depends on; the others are dead at their most
+            accurate value.
+        progress: the cost behind the "reduced" and "rest" features.
+        unbounded_keep: keep ratio of the reference policy where no budget depends on the widths.
+        layout: sizes of the observation; by default those of this network.
+
+    Attributes:
+        length: decisions of an episode; points without any live knob are not visited.
+        observation_size, action_size: lengths of both vectors.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        budgets: Sequence[Budget],
+        live: Collection[str],
+        progress: Cost,
+        unbounded_keep: float = 0.75,
+        layout: Layout | None = None,
+    ):
+        self.space, self.budgets, self.progress = space, tuple(budgets), progress
+        self.unbounded_keep = unbounded_keep
+        self._start = _with_dead_knobs(space, live)
+        open_entries = ~self._start.decided & (space.decider == np.arange(len(space.points))[:, None])
+        self.rows = [int(row) for row in np.flatnonzero(open_entries.any(axis=1))]
+        self.length = len(self.rows)
+        self.action_size = len(space.knobs)
+        self.layout = layout or Layout(self.length, self.action_size, max(1, len(self.budgets)))
+        self.observation_size = self.layout.size
+        self._features = layer_features(space.network.layers)
+        self._whole = max(progress.of(space.largest), 1e-12)
+        self.reset()
+
+    def reset(self) -> np.ndarray:
+        """Start an episode; the first observation [observation_size]."""
+        self.position = 0
+        self.partial = self._start
+        self._previous = np.zeros(self.action_size, dtype=np.float32)
+        self._reference = self._complete()
+        return self._observe()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Decide the current point.
+
+        Args:
+            action: [action_size] in [-1, 1]; entries of dead knobs are ignored.
+
+        Returns:
+            The next observation, the executed action (what the decided values stand for; 0 for dead
+            entries), and whether the episode is complete.
+        """
+        row = self.rows[self.position]
+        executed = np.zeros(self.action_size, dtype=np.float32)
+        for column in range(self.action_size):
+            if self._open(row, column):
+                limits = self._range(row, column)
+                value = limits.value(float(np.clip(action[column], -1.0, 1.0)))
+                executed[column] = limits.action(value)
+                self.partial = self.space.decide(self.partial, row, column, value)
+                if value != self._reference[row, column]:
+                    self._reference = self._complete()
+        self.position += 1
+        self._previous = executed
+        return self._observe(), executed, self.position == self.length
+
+    def policy(self) -> CompressionPolicy:
+        """The policy of the finished episode."""
+        if not self.partial.decided.all():
+            raise RuntimeError("the episode is not finished: step until done")
+        return self.space.policy(self.partial.values)
+
+    def reference_policy(self) -> CompressionPolicy:
+        """The policy of the action that is zero everywhere; ends the episode in progress."""
+        self.reset()
+        for _ in range(self.length):
+            self.step(np.zeros(self.action_size))
+        return self.policy()
+
+    def _complete(self) -> np.ndarray:
+        return complete_uniformly(self.space, self.partial, self.budgets, self.unbounded_keep)
+
+    def _open(self, row: int, column: int) -> bool:
+        return not self.partial.decided[row, column] and self.space.decider[row, column] == row
+
+    def _range(self, row: int, column: int) -> Range:
+        reference = int(self._reference[row, column])
+        return feasible_range(self.space, self.partial, self.budgets, row, column, reference)
+
+    def _observe(self) -> np.ndarray:
+        finished = self.position == self.length
+        one_hot, alive = np.zeros(self.length), np.zeros(self.action_size)
+        features = np.zeros(self._features.shape[1])
+        if not finished:
+            row = self.rows[self.position]
+            one_hot[self.position] = 1.0
+            features = self._features[row]
+            for column in range(self.action_size):
+                alive[column] = self._open(row, column)
+        upper = self.progress.upper_bound(self.partial) / self._whole
+        lower = self.progress.lower_bound(self.partial) / self._whole
+        return self.layout.join(
+            layer=features,
+            progress=np.array([1.0 - upper, upper - lower]),
+            previous=(self._previous + 1.0) / 2.0,
+            alive=alive,
+            budget=np.array([budget.fraction for budget in self.budgets] or [1.0]),
+            one_hot=one_hot,
+            decided=decided_fractions(self.space, self.partial, self.rows),
+        )
+
+
+def _with_dead_knobs(space: Space, live: Collection[str]) -> Partial:
+    """The start of an episode: knobs that no active cost depends on are decided at their largest value."""
+    partial = space.empty()
+    dead = np.array([knob.name not in live for knob in space.knobs])
+    values = np.where(dead[None, :], space.largest, partial.values)
+    return Partial(values, partial.decided | dead[None, :])
