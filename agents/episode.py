@@ -12,9 +12,12 @@ from amc.policy import CompressionPolicy
 class WalkLike(Protocol):
     """What the searchers ask of `envs.walk.Walk`."""
 
-    observation_size: int
     action_size: int
     length: int
+
+    @property
+    def observation_size(self) -> int:
+        """Entries of an observation."""
 
     def reset(self) -> np.ndarray:
         """Start at the first decision; float32 [observation_size]."""

@@ -31,7 +31,8 @@ class Walk:
 
     Attributes:
         length: decisions of an episode; points without any live knob are not visited.
-        observation_size, action_size: lengths of both vectors.
+        action_size: entries of an action, one a knob.
+        layout: sizes of the observation; may be replaced by that of a longer walk.
     """
 
     def __init__(
@@ -51,10 +52,14 @@ class Walk:
         self.length = len(self.rows)
         self.action_size = len(space.knobs)
         self.layout = layout or Layout(self.length, self.action_size, max(1, len(self.budgets)))
-        self.observation_size = self.layout.size
         self._features = layer_features(space.network.layers)
         self._whole = max(progress.of(space.largest), 1e-12)
         self.reset()
+
+    @property
+    def observation_size(self) -> int:
+        """Entries of an observation."""
+        return self.layout.size
 
     def reset(self) -> np.ndarray:
         """Start an episode; the first observation [observation_size]."""

@@ -33,7 +33,9 @@ def exit_code(main: Callable[[Options], None], arguments: list[str]) -> int:
     """What `run` would leave the process with for these arguments."""
     (options_type,) = (kind for name, kind in typing.get_type_hints(main).items() if name != "return")
     try:
-        main(tyro.cli(options_type, args=arguments, description=main.__doc__))
+        # Options of nested dataclasses are given by their own names: --evaluations, not --search.evaluations.
+        flat = (tyro.conf.OmitArgPrefixes,)
+        main(tyro.cli(options_type, args=arguments, description=main.__doc__, config=flat))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

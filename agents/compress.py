@@ -1,0 +1,81 @@
+"""`compress`: from a trained model to a compressed one in one call."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import fx, nn
+
+from agents.config import AgentConfig, SearchConfig
+from agents.run import Outcome, Run, start_run
+from agents.run_config import RunConfig, SourceConfig
+from agents.search import Callback
+from amc.data import ImageData
+from amc.policy import CompressionPolicy
+from amc.tasks import ClassificationTask
+from amc.tasks.base import Task
+from envs.problem import ProblemConfig
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` gives back.
+
+    Attributes:
+        policy: the best policy.
+        model: its network: compressed, calibrated, in evaluation mode.
+        outcomes: original, uniform and best, with their scores and costs.
+        run: the run, for everything else.
+    """
+
+    policy: CompressionPolicy
+    model: fx.GraphModule
+    outcomes: list[Outcome]
+    run: Run
+
+
+def compress(
+    model: nn.Module,
+    data: ImageData | Task,
+    budget: str | Sequence[str] = "macs=0.5",
+    target: str = "openvino",
+    *,
+    problem: ProblemConfig | None = None,
+    agent: AgentConfig | None = None,
+    search: SearchConfig | None = None,
+    folder: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Compressed:
+    """Search for the best policy of a trained model and apply it.
+
+    Args:
+        model: the trained network; not changed.
+        data: images for classification, or any task.
+        budget: one budget or several, such as "macs=0.5"; ignored where `problem` is given.
+        target: the runtime; ignored where `problem` is given.
+        problem, agent, search: all settings, where the defaults do not do.
+        folder: run directory; a temporary one by default.
+        callbacks: called with each new row of the evaluation log.
+
+    Raises:
+        UserError: the model, the data or a setting does not fit.
+    """
+    budgets = (budget,) if isinstance(budget, str) else tuple(budget)
+    config = RunConfig(
+        SourceConfig(model=type(model).__name__),
+        problem or ProblemConfig(budget=budgets, target=target),
+        agent or AgentConfig(),
+        search or SearchConfig(),
+    )
+    task = ClassificationTask(data) if isinstance(data, ImageData) else data
+    folder = folder or Path(tempfile.mkdtemp(prefix="amc-run-"))
+    run = start_run(folder, config, model, task)
+    return finish(run, callbacks)
+
+
+def finish(run: Run, callbacks: Sequence[Callback] = ()) -> Compressed:
+    """Search to the end of a run's budget and apply the best policy."""
+    run.search(callbacks)
+    policy = run.best_policy
+    return Compressed(policy, run.evaluator.compressed(policy), run.outcomes(), run)

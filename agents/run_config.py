@@ -1,0 +1,110 @@
+"""The configuration of a run: command line, `config.yaml` and TensorBoard table in one."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from agents.config import AgentConfig, SearchConfig
+from amc.errors import UserError
+from amc.files import write_atomically
+from envs.problem import ProblemConfig
+
+CONFIG_FILE = "config.yaml"
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """The trained network and its data."""
+
+    model: str = "digitsnet"
+    """Network: a name (a wrong one is answered with the list) or package.module:factory."""
+    weights: Path | None = None
+    """Trained weights, .pt or .safetensors; a factory may bring its own."""
+    width: float = 1.0
+    """Multiplier of all channel counts that the network was trained with."""
+    data: str = "digits"
+    """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory."""
+    data_root: Path = Path("data")
+    """Folder that holds cifar-10-batches-py."""
+    side: int | None = None
+    """Height and width in pixels for data that can be resized: digits (32 by default), folders (224)."""
+    task: str = "classification"
+    """Loss and score: classification, or package.module:factory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are scored and trained; latency is always measured on the CPU target."""
+    threads: int = 0
+    """CPU threads for scoring; 0 leaves the choice to PyTorch."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a search does."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    problem: ProblemConfig = field(default_factory=ProblemConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by name, for tables and hyper-parameters."""
+        return {name: value for part in asdict(self).values() for name, value in part.items()}
+
+
+def write_config(folder: Path, config: RunConfig, facts: dict[str, Any]) -> None:
+    """Write `config.yaml`: every setting, and facts about the machine and the versions."""
+    content = {name: _plain(part) for name, part in asdict(config).items()}
+    text = yaml.safe_dump({**content, "facts": facts}, sort_keys=False)
+    write_atomically(folder / CONFIG_FILE, text.encode())
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read what `write_config` wrote.
+
+    Raises:
+        UserError: the folder holds no run, or its configuration is damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no run: there is no {CONFIG_FILE} in it.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    try:
+        return RunConfig(
+            _build(SourceConfig, content["source"]),
+            _build(ProblemConfig, content["problem"]),
+            _build(AgentConfig, content["agent"]),
+            _build(SearchConfig, content["search"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the configuration of a run of this release: {error}.") from error
+
+
+def _build(kind: type[C], values: dict[str, Any]) -> C:
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - set(known)
+    if unknown:
+        raise TypeError(f"unknown settings {sorted(unknown)}")
+    paths = {"weights", "data_root"}
+    return kind(
+        **{
+            name: Path(value)
+            if name in paths and value is not None
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+            for name, value in values.items()
+        }
+    )
+
+
+def _plain(part: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in part.items()
+    }

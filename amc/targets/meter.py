@@ -1,0 +1,62 @@
+"""Latency of policies: export, measure beside the original in the same rounds, remember on disk."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from torch import fx
+
+from amc.export import export_onnx
+from amc.network import Network
+from amc.policy import CompressionPolicy
+from amc.targets.base import Target, Timing
+from amc.targets.cache import LatencyCache
+
+
+class LatencyMeter:
+    """Measures compressed networks against the uncompressed fp32 network on one target.
+
+    Args:
+        network: the traced network; its fp32 export is the reference of every measurement.
+        target: the runtime.
+        cache: where timings are kept between runs.
+
+    Attributes:
+        original_ms: latency of the reference.
+    """
+
+    def __init__(self, network: Network, target: Target, cache: LatencyCache | None = None):
+        self.network, self.target = network, target
+        self.cache = cache or LatencyCache()
+        self._folder = tempfile.TemporaryDirectory(prefix="amc-latency-")
+        self._reference = Path(self._folder.name) / "original.onnx"
+        export_onnx(network.module, network.example, self._reference)
+        self._digest = hashlib.sha256(self._reference.read_bytes()).hexdigest()[:16]
+        self.original_ms = self._timing("original", None).best_ms
+
+    def __call__(self, policy: CompressionPolicy, model: fx.GraphModule) -> float:
+        """Milliseconds of a policy's network, calibrated and in evaluation mode.
+
+        Both are measured in the same rounds; the ratio is what counts, so it is given in units of the
+        reference's latency of this run.
+        """
+        return self._timing(policy.digest(), model).ratio * self.original_ms
+
+    def _timing(self, name: str, model: fx.GraphModule | None) -> Timing:
+        digest = f"{self._digest}-{name}"
+        known = self.cache.get(digest, self.target)
+        if known is not None:
+            return known
+        files = [self._reference]
+        if model is not None:
+            files.append(Path(self._folder.name) / f"{name}.onnx")
+            export_onnx(model.cpu(), self.network.example, files[-1])
+        timing = self.target.measure(files)[-1]
+        self.cache.put(digest, self.target, timing)
+        if model is not None:
+            files[-1].unlink()
+        return timing
+
+    def close(self) -> None:
+        """Remove the exported files."""
+        self._folder.cleanup()

@@ -1,0 +1,167 @@
+"""`CompressionEnv`: the decision process as a Gymnasium environment."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from amc.errors import UserError
+from amc.evaluate import Evaluation
+from amc.policy import CompressionPolicy
+from envs.observation import Layout
+from envs.walk import Walk
+
+
+class Reward(Protocol):
+    """Turns an evaluation into the episode's reward."""
+
+    def set_reference(self, evaluation: Evaluation) -> None:
+        """Hear of the reference policy's evaluation before the first reward is asked for."""
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of a policy."""
+
+
+class ProblemLike(Protocol):
+    """What the environment asks of `envs.problem.Problem`."""
+
+    @property
+    def evaluator(self) -> Any:
+        """Scores a list of policies."""
+
+    def walk(self, budgets: Sequence[str] | None = None) -> Walk:
+        """A fresh decision process."""
+
+    def make_reward(self) -> Reward:
+        """The reward of the problem's goal."""
+
+
+class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Walks a network's decision points and decides width and bits at each.
+
+    One episode is one policy (He et al., AMC, ECCV 2018). Transitions are known in closed form; the one
+    expensive number, the evaluation of the finished policy, is the reward of the last step.
+
+    ## Observation
+    `Box(0, 1, (N,), float32)`. T is the number of decision points (of the longest episode, where several
+    networks are given), K the number of knobs, B the number of budgets. Each static feature is divided by
+    its largest value in the network.
+
+    | entries | name | meaning |
+    |---|---|---|
+    | 1 | index | position of the layer in the network |
+    | 1 | type | 0 convolution, 0.5 depthwise convolution, 1 linear |
+    | 1 | n | output channels |
+    | 1 | c | input channels |
+    | 2 | h, w | height and width of the input |
+    | 1 | stride | stride |
+    | 1 | k | kernel size |
+    | 1 | macs | multiply-accumulates of the layer in the original network |
+    | 1 | reduced | share of the first budget's cost (MACs without one) that decisions so far have removed |
+    | 1 | rest | share of that cost that open decisions can still change |
+    | K | previous | executed action of the previous step, mapped from [-1, 1] to [0, 1] |
+    | K | alive | 1 where the knob is decided at this point, 0 where it is inherited or has one legal value |
+    | B | budget | each budget as a fraction of the original's cost, 1 without one |
+    | T | one-hot | the current decision point |
+    | T x K | decided | keep ratio or rank of bits of every decision so far, 0 where open |
+
+    The terminal observation keeps progress, previous action, budget and decisions; the rest is 0.
+
+    ## Action
+    `Box(-1, 1, (K,), float32)`, one entry a knob (width, weight bits, activation bits). 0 is the reference
+    ("uniform") policy's value; -1 the smallest value from which the rest can still use a budget up; +1 the
+    largest from which the rest can still keep every budget; linear in between, rounded to the nearest
+    feasible value. Entries of dead knobs are ignored.
+
+    ## Reward
+    0 at every step but the last, where the finished policy is evaluated.
+
+    ## Termination
+    `terminated` after T steps; never truncated.
+
+    ## Info
+    `executed_action` [K] at every step; at the last one also `policy` (a `CompressionPolicy`) and
+    `evaluation` (an `Evaluation`).
+
+    ## Reset options
+    `{"network": name}` chooses among several problems, `{"budget": "macs=0.3"}` or a list of budgets replaces
+    the budgets of the next episode.
+
+    Args:
+        problem: an `envs.problem.Problem`, or several by name (they need the same knobs).
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
+
+    def __init__(self, problem: ProblemLike | Mapping[str, ProblemLike]):
+        problems = dict(problem) if isinstance(problem, Mapping) else {"network": problem}
+        self._problems: dict[str, ProblemLike] = problems
+        walks = {name: p.walk() for name, p in problems.items()}
+        knobs = {walk.action_size for walk in walks.values()}
+        if not walks or len(knobs) != 1:
+            raise UserError("The networks of one environment need the same knobs, and there must be one.")
+        self._layout = Layout(
+            max(walk.layout.steps for walk in walks.values()),
+            knobs.pop(),
+            max(walk.layout.budgets for walk in walks.values()),
+        )
+        self._rewards = {name: p.make_reward() for name, p in problems.items()}
+        self._referenced: set[tuple[str, tuple[str, ...] | None]] = set()
+        self._name = next(iter(problems))
+        self._budget: tuple[str, ...] | None = None
+        self._walk = self._new_walk()
+        self.observation_space = spaces.Box(0.0, 1.0, (self._layout.size,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (self._layout.knobs,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; see the class for `options`.
+
+        Raises:
+            UserError: an option names an unknown network or a budget that cannot be kept.
+        """
+        super().reset(seed=seed)
+        self._choose(options or {})
+        return self._walk.reset(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Decide the current point; the last step evaluates the policy."""
+        observation, executed, done = self._walk.step(np.asarray(action, dtype=np.float32))
+        info: dict[str, Any] = {"executed_action": executed}
+        reward = 0.0
+        if done:
+            policy = self._walk.policy()
+            evaluation = self._evaluate(policy)
+            reward = self._rewards[self._name](evaluation)
+            info |= {"policy": policy, "evaluation": evaluation}
+        return observation, reward, done, False, info
+
+    def _choose(self, options: dict[str, Any]) -> None:
+        name = options.get("network", self._name)
+        if name not in self._problems:
+            raise UserError(f"There is no network {name!r} here; there are {', '.join(self._problems)}.")
+        budget = options.get("budget", self._budget)
+        budget = (budget,) if isinstance(budget, str) else None if budget is None else tuple(budget)
+        if (name, budget) != (self._name, self._budget):
+            self._name, self._budget = name, budget
+            self._walk = self._new_walk()
+
+    def _new_walk(self) -> Walk:
+        walk = self._problems[self._name].walk(self._budget)
+        if len(walk.budgets) > self._layout.budgets:
+            raise UserError(f"This environment observes {self._layout.budgets} budgets at most.")
+        walk.layout = self._layout
+        return walk
+
+    def _evaluate(self, policy: CompressionPolicy) -> Evaluation:
+        """Evaluate a policy; the reference policy of this network and budget first, once."""
+        evaluate = self._problems[self._name].evaluator
+        if (self._name, self._budget) not in self._referenced:
+            self._referenced = {(self._name, self._budget)}  # one reward object a network
+            reference = self._problems[self._name].walk(self._budget).reference_policy()
+            self._rewards[self._name].set_reference(evaluate([reference])[0])
+        result: Evaluation = evaluate([policy])[0]
+        return result

@@ -1,0 +1,85 @@
+"""Rewards: one number for a finished policy, paid at the last step of the episode."""
+
+import math
+from dataclasses import dataclass
+
+from amc.errors import UserError
+from amc.evaluate import Evaluation
+
+SCORE_SCALE = 0.1
+"""Ten points of accuracy are worth one unit of reward under a budget."""
+
+DROP_SCALE = 0.01
+"""Beyond the allowed drop one point of accuracy outweighs one halving of the cost."""
+
+NANOSECONDS_PER_MS = 1e6
+
+
+class ScoreReward:
+    """Under a budget: (score - score of the reference policy) / 0.1.
+
+    Every executed policy keeps the budget, so only the score is left to reward; centring it on the
+    reference policy keeps the critic's targets near zero.
+    """
+
+    def __init__(self) -> None:
+        self._reference: float | None = None
+
+    def set_reference(self, evaluation: Evaluation) -> None:
+        """Note the reference policy's score."""
+        self._reference = evaluation.score
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of an evaluation."""
+        if self._reference is None:
+            raise RuntimeError("the reference policy has to be evaluated first")
+        return (evaluation.score - self._reference) / SCORE_SCALE
+
+
+@dataclass
+class CostReward:
+    """For the smallest network within a drop: log2(cost of the original / cost) - excess drop / 0.01.
+
+    Attributes:
+        cost: name of the minimised cost.
+        original_cost: the uncompressed network's, in the cost's unit.
+        original_score: the uncompressed network's score on the reward split, in [0, 1].
+        max_drop: largest drop of the score that costs nothing, in [0, 1].
+    """
+
+    cost: str
+    original_cost: float
+    original_score: float
+    max_drop: float
+
+    def set_reference(self, evaluation: Evaluation) -> None:
+        """Nothing: the uncompressed network is the reference."""
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of an evaluation."""
+        excess = max(0.0, self.original_score - evaluation.score - self.max_drop)
+        return math.log2(self.original_cost / evaluation.costs[self.cost]) - excess / DROP_SCALE
+
+
+@dataclass
+class PaperReward:
+    """AMC's accuracy-guaranteed reward: -error x log(cost) (He et al., ECCV 2018, section 3.4).
+
+    The cost is an absolute count (MACs, parameters, bytes, nanoseconds), so that its logarithm is
+    positive: in milliseconds below 1 the product would pay for wrong answers.
+
+    Attributes:
+        cost: name of the minimised cost.
+    """
+
+    cost: str
+
+    def set_reference(self, evaluation: Evaluation) -> None:
+        """Nothing: the reward is absolute."""
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of an evaluation, at most 0."""
+        count = evaluation.costs[self.cost] * (NANOSECONDS_PER_MS if self.cost == "latency" else 1.0)
+        if count <= 1.0:
+            raise UserError(f"--reward paper needs {self.cost} above 1 as an absolute count, not {count:g}.")
+        return -(1.0 - evaluation.score) * math.log(count)

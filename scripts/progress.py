@@ -1,0 +1,77 @@
+"""The progress bar of a search and the before/after table."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from agents.log import EvaluationLog, Row
+from agents.run import Outcome
+from scripts.cli import console
+
+UNITS = {"macs": 1e6, "params": 1e3, "size": 1e3, "bops": 1e9, "latency": 1.0}
+HEADINGS = {
+    "macs": "MMACs",
+    "params": "k params",
+    "size": "kB",
+    "bops": "GBOPs",
+    "latency": "ms",
+}
+
+
+class SearchProgress:
+    """A callback of `search`: evaluations done, best so far, time left."""
+
+    def __init__(self, evaluations: int, log: EvaluationLog):
+        columns = (
+            TextColumn("searching"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console())
+        best = log.best()
+        self._bar = self._progress.add_task(
+            _describe(best) if best else "", total=evaluations, completed=len(log)
+        )
+
+    def __enter__(self) -> "SearchProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, row: Row, log: EvaluationLog) -> None:
+        """Draw one new row."""
+        best = log.rows[row.best_index]
+        self._progress.update(self._bar, completed=row.index + 1, description=_describe(best))
+
+
+def _describe(best: Row) -> str:
+    return f"best {best.score:.2%}, reward {best.reward:+.3f} (evaluation {best.index + 1})"
+
+
+def outcome_table(outcomes: Sequence[Outcome], score_name: str) -> Table:
+    """Original, uniform and best policy side by side."""
+    costs = [name for name in UNITS if any(name in outcome.costs for outcome in outcomes)]
+    table = Table(title=None)
+    table.add_column("")
+    for heading in (f"reward-split {score_name}", f"test {score_name}", *(HEADINGS[name] for name in costs)):
+        table.add_column(heading, justify="right")
+    for outcome in outcomes:
+        cells = [
+            f"{outcome.costs[name] / UNITS[name]:,.2f}" if name in outcome.costs else "" for name in costs
+        ]
+        table.add_row(outcome.name, f"{outcome.reward_score:.2%}", f"{outcome.test_score:.2%}", *cells)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output, wide enough that no figure is cut."""
+    Console(width=max(100, Console().width)).print(table)
