@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all a new machine needs; both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test slow lint install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,fallback]"
+	touch $@
+
+demo:
+	@date +%s > .demo-started
+	@$(MAKE) --no-print-directory install
+	$(BIN)/python -m scripts.demo --started "$$(cat .demo-started)" $(DEMO_ARGS)
+	@rm -f .demo-started
+
+test: install
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .demo-started build *.egg-info

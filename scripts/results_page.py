@@ -1,0 +1,57 @@
+"""Result pages: figures as JSON, and the same figures as a small Markdown page with how they were made."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from amc.files import write_atomically, write_json
+from amc.targets import describe_machine
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """The figures gathered so far; empty where there are none."""
+    if not path.exists():
+        return {}
+    figures = json.loads(path.read_text())
+    return figures if isinstance(figures, dict) else {}
+
+
+def save_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures with where they come from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, figures)
+
+
+def origin() -> dict[str, Any]:
+    """Commit, date and machine of a measurement."""
+    machine = describe_machine()
+    return {"commit": commit(), "date": date.today().isoformat(), "machine": machine}
+
+
+def commit() -> str:
+    """The commit that is checked out, with a plus where the tree differs from it."""
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    marks = [":--", *(["--:"] * (len(headings) - 1))]
+    lines = [headings, marks, *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def write_page(path: Path, parts: Sequence[str]) -> None:
+    """Write a Markdown page from its parts."""
+    write_atomically(path, ("\n\n".join(parts) + "\n").encode())
