@@ -10,7 +10,7 @@ from torch import fx, nn
 from agents.config import AgentConfig, SearchConfig
 from agents.run import Outcome, Run, start_run
 from agents.run_config import RunConfig, SourceConfig
-from agents.search import Callback
+from agents.search import POLICY_FILE, Callback, Ending
 from amc.data import ImageData
 from amc.policy import CompressionPolicy
 from amc.tasks import ClassificationTask
@@ -26,12 +26,14 @@ class Compressed:
         policy: the best policy.
         model: its network: compressed, calibrated, in evaluation mode.
         outcomes: original, uniform and best, with their scores and costs.
+        ending: why the search ended.
         run: the run, for everything else.
     """
 
     policy: CompressionPolicy
     model: fx.GraphModule
     outcomes: list[Outcome]
+    ending: Ending
     run: Run
 
 
@@ -60,6 +62,7 @@ def compress(
 
     Raises:
         UserError: the model, the data or a setting does not fit.
+        KeyboardInterrupt: Ctrl-C; the best policy so far and everything to resume are in the run directory.
     """
     budgets = (budget,) if isinstance(budget, str) else tuple(budget)
     config = RunConfig(
@@ -71,11 +74,22 @@ def compress(
     task = ClassificationTask(data) if isinstance(data, ImageData) else data
     folder = folder or Path(tempfile.mkdtemp(prefix="amc-run-"))
     run = start_run(folder, config, model, task)
-    return finish(run, callbacks)
+    try:
+        return finish(run, callbacks)
+    finally:
+        run.problem.target.close()  # its process; it starts another one if the run is used again
 
 
 def finish(run: Run, callbacks: Sequence[Callback] = ()) -> Compressed:
-    """Search to the end of a run's budget and apply the best policy."""
-    run.search(callbacks)
+    """Search to the end of a run's budget and apply the best policy.
+
+    Raises:
+        UserError: the run's directory and its configuration do not fit, or are in use.
+        KeyboardInterrupt: Ctrl-C, with a text that says what is saved and how to go on.
+    """
+    result = run.search(callbacks)
+    if result.ending == "interrupted":
+        saved = f"the best policy so far is in {run.folder / POLICY_FILE}, " if result.best else ""
+        raise KeyboardInterrupt(f"; {saved}continue with --resume {run.folder}")
     policy = run.best_policy
-    return Compressed(policy, run.evaluator.compressed(policy), run.outcomes(), run)
+    return Compressed(policy, run.evaluator.compressed(policy), run.outcomes(), result.ending, run)

@@ -27,6 +27,8 @@ class AgentConfig:
     """Exploration noise (standard deviation on the action scale -1 to 1) in the warm-up and just after it."""
     sigma_end: float = 0.05
     """Exploration noise 10 evaluations before the budget ends; it falls geometrically in between."""
+    schedule_evaluations: int | None = None
+    """Evaluations over which the noise falls; by default those of the search, as first started."""
     actor_learning_rate: float = 1e-3
     """Adam's learning rate for the actor."""
     critic_learning_rate: float = 1e-3
@@ -39,8 +41,8 @@ class AgentConfig:
     """Discount factor; 1, because a walk is short and its last decisions matter no more than its first."""
     hidden_sizes: tuple[int, ...] = (300, 300)
     """Widths of the hidden layers, the same for actor and critic."""
-    updates_per_transition: int = 1
-    """Gradient updates per decision of an episode; 2 to 4 pay off when an evaluation takes over a second."""
+    updates_per_transition: int = 4
+    """Gradient updates per decision of an episode; 1 where an evaluation takes much less than a second."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -54,6 +56,7 @@ class AgentConfig:
             warmup_evaluations=self.warmup_evaluations >= 0,
             sigma_start=0.0 < self.sigma_start <= 10.0,
             sigma_end=0.0 < self.sigma_end <= self.sigma_start,
+            schedule_evaluations=self.schedule_evaluations is None or self.schedule_evaluations >= 1,
             actor_learning_rate=self.actor_learning_rate > 0.0,
             critic_learning_rate=self.critic_learning_rate > 0.0,
             batch_size=self.batch_size >= 1,
@@ -65,9 +68,10 @@ class AgentConfig:
 
     def exploration(self, budget_evaluations: int) -> Exploration:
         """The exploration schedule of a search that may spend `budget_evaluations`."""
+        evaluations = self.schedule_evaluations or budget_evaluations
         return Exploration(
-            evaluations=budget_evaluations,
-            warmup=min(self.warmup_evaluations, budget_evaluations // 2),
+            evaluations=evaluations,
+            warmup=min(self.warmup_evaluations, evaluations // 2),
             sigma_start=self.sigma_start,
             sigma_end=self.sigma_end,
         )

@@ -19,6 +19,10 @@ class WalkLike(Protocol):
     def observation_size(self) -> int:
         """Entries of an observation."""
 
+    @property
+    def alive(self) -> slice:
+        """Entries of an observation that are 1 where an entry of the action means something, else 0."""
+
     def reset(self) -> np.ndarray:
         """Start at the first decision; float32 [observation_size]."""
 

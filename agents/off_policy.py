@@ -9,11 +9,13 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3 import TD3
 from stable_baselines3.common.logger import Logger
 
 from agents.config import AgentConfig
 from agents.ddpg import CompressionDDPG, CompressionSAC, CompressionTD3, EpisodicAgent, default_settings
 from agents.episode import Episode, WalkLike, play
+from agents.masked_policy import MaskedPolicy
 from agents.searcher import State, register_searcher
 from agents.state import load_model_state, model_state
 from amc.evaluate import Evaluation
@@ -136,10 +138,13 @@ def _make_model(
     agent: type[EpisodicAgent], walk: WalkLike, config: AgentConfig, budget_evaluations: int
 ) -> EpisodicAgent:
     policy_kwargs = {**default_settings()["policy_kwargs"], "net_arch": list(config.hidden_sizes)}
+    masked = issubclass(agent, TD3)  # DDPG and TD3; SAC's squashed Gaussian has no such place
+    if masked:
+        policy_kwargs["alive"] = walk.alive
     # SAC's temperature starts at 1 by default, ten times the size of a typical reward here.
     settings: dict[str, Any] = {"ent_coef": "auto_0.1"} if agent is CompressionSAC else {}
     model = agent(
-        "MlpPolicy",
+        MaskedPolicy if masked else "MlpPolicy",
         _Spaces(walk),
         config.critic_learning_rate,
         actor_learning_rate=config.actor_learning_rate,

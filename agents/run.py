@@ -1,9 +1,9 @@
 """A run: one directory that holds everything about one search and can be resumed."""
 
-import os
+import hashlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,43 +12,27 @@ import torch
 from torch import nn
 
 from agents.log import EvaluationLog, Row
-from agents.run_config import CONFIG_FILE, RunConfig, SourceConfig, read_config, write_config
+from agents.outcome import Outcome, final_figures
+from agents.run_config import RunConfig, continued, read_config, read_facts, write_config
+from agents.run_folder import check_new_folder, run_lock
 from agents.search import POLICY_FILE, Callback, SearchResult, search
-from agents.searcher import Searcher, make_searcher
+from agents.searcher import Searcher, check_searcher, make_searcher
+from agents.source import load_source, prepare_device
 from agents.tensorboard import TensorBoardWriter
-from amc.data import load_data
 from amc.errors import UserError
 from amc.evaluate import Evaluator
-from amc.models import build_model, check_fits, load_weights
+from amc.files import write_json
 from amc.network import Network
-from amc.plugins import is_import_path
 from amc.policy import CompressionPolicy
-from amc.targets import describe_machine
-from amc.tasks import load_task
+from amc.targets import describe_machine, get_target
+from amc.targets.machine import cpu_model, installed_version
 from amc.tasks.base import Task
-from envs.problem import Problem, build_problem
+from envs.problem import Baseline, Problem, build_problem
 
 LOG_FILE = "evaluations.jsonl"
-SMALL_SIDE = 64
-"""Images up to this side skip the early strides that networks for large images have."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One network of the before/after table.
-
-    Attributes:
-        name: "original", "uniform" or the searcher's name.
-        policy: its policy; None for the uncompressed network.
-        reward_score, test_score: scores on the two splits, in [0, 1].
-        costs: cost name to absolute value.
-    """
-
-    name: str
-    policy: CompressionPolicy | None
-    reward_score: float
-    test_score: float
-    costs: dict[str, float]
+OUTCOMES_FILE = "outcomes.json"
+PACKAGES = ("amc-compress", "gymnasium", "stable-baselines3", "torch-pruning")
+"""What decides a search besides the runtimes that `describe_machine` names."""
 
 
 class Run:
@@ -62,6 +46,7 @@ class Run:
 
     def __init__(self, folder: Path, config: RunConfig, problem: Problem):
         self.folder, self.config, self.problem = folder, config, problem
+        self._test_scores: dict[str, float] = {}
 
     @property
     def network(self) -> Network:
@@ -78,6 +63,11 @@ class Run:
         """What compresses and scores policies."""
         return self.problem.evaluator
 
+    @property
+    def algorithm(self) -> str:
+        """Name of the searcher."""
+        return self.config.agent.algorithm
+
     @cached_property
     def log(self) -> EvaluationLog:
         """Every evaluation so far."""
@@ -85,7 +75,7 @@ class Run:
 
     @cached_property
     def searcher(self) -> Searcher:
-        """The searcher; its state is whatever the search has made of it in this process."""
+        """The searcher: new, or as the latest `search` of this process left it."""
         return make_searcher(self.problem.walk(), self.config.agent, self.config.search.evaluations)
 
     @property
@@ -103,101 +93,69 @@ class Run:
     def search(
         self, callbacks: Sequence[Callback] = (), stop: Callable[[], bool] = lambda: False
     ) -> SearchResult:
-        """Search until the budget is spent, from wherever the run is; then close the TensorBoard events."""
+        """Search until the budget is spent, from wherever the run is, then score the outcomes.
+
+        Ctrl-C ends it early, and then nothing is scored any more.
+
+        Raises:
+            UserError: another process searches here, or log and configuration do not belong together.
+        """
+        with run_lock(self.folder):
+            # Another process may have searched here since the log was read; and a searcher is used once.
+            self.__dict__.pop("log", None)
+            self.__dict__.pop("searcher", None)
+            write_config(self.folder, self.config, read_facts(self.folder))
+            return self._search(callbacks, stop)
+
+    def _search(self, callbacks: Sequence[Callback], stop: Callable[[], bool]) -> SearchResult:
         widths = {layer.name: layer.out_channels for layer in self.network.layers}
         writer = TensorBoardWriter(self.folder, self.log, self.config.flat(), widths)
-        settings = self.config.search
-        result = search(
-            self.searcher,
-            self.evaluator,
-            self.problem.make_reward(),
-            self.log,
-            budget_evaluations=settings.evaluations,
-            time_budget=settings.time_budget,
-            checkpoint_every=settings.checkpoint_every,
-            proposals_per_round=settings.proposals_per_round,
-            callbacks=(writer, *callbacks),
-            stop=stop,
-        )
-        writer.close(final_figures(result))
+        settings, final = self.config.search, dict[str, float]()
+        try:
+            result = search(
+                self.searcher,
+                self.evaluator,
+                self.problem.make_reward(),
+                self.log,
+                budget_evaluations=settings.evaluations,
+                time_budget=settings.time_budget,
+                checkpoint_every=settings.checkpoint_every,
+                proposals_per_round=settings.proposals_per_round,
+                callbacks=(writer, *callbacks),
+                stop=stop,
+            )
+            if result.ending != "interrupted":
+                final = final_figures(result, self.outcomes())
+        finally:
+            writer.close(final)
         return result
 
     def outcomes(self) -> list[Outcome]:
-        """Original, uniform and best policy, scored on the test split before any fine-tuning."""
-        problem = self.problem
-        model = self.network.copy().to(self.evaluator.device)
-        test = self.task.score(model, "test")
-        rows = [Outcome("original", None, problem.original_score, test, dict(problem.original_costs))]
-        best = self.log.best()
-        for name, row in (("uniform", self.log.rows[0] if self.log.rows else None), (self.algorithm, best)):
-            if row is not None:
-                rows.append(self._outcome(name, row))
-        return rows
+        """Original, uniform and best policy, scored on the test split before any fine-tuning.
 
-    @property
-    def algorithm(self) -> str:
-        """Name of the searcher."""
-        return self.config.agent.algorithm
+        Also written to `outcomes.json`, for those who have the run but not its data.
+        """
+        problem = self.problem
+        original = Outcome(
+            "original", None, problem.original_score, self._test_score(None), dict(problem.original_costs)
+        )
+        best = self.log.best()
+        # The searcher "uniform" has one policy, under one name.
+        rows = {} if best is None else {"uniform": self.log.rows[0], self.algorithm: best}
+        outcomes = [original, *(self._outcome(name, row) for name, row in rows.items())]
+        write_json(self.folder / OUTCOMES_FILE, [outcome.to_json() for outcome in outcomes])
+        return outcomes
 
     def _outcome(self, name: str, row: Row) -> Outcome:
-        score = self.task.score(self.evaluator.compressed(row.policy), "test")
-        return Outcome(name, row.policy, row.score, score, dict(row.costs))
+        return Outcome(name, row.policy, row.score, self._test_score(row.policy), dict(row.costs))
 
-
-def final_figures(result: SearchResult) -> dict[str, float]:
-    """What the hyper-parameter table of TensorBoard compares."""
-    best = result.best
-    if best is None:
-        return {}
-    return {"reward": best.reward, "score": best.score, **best.costs}
-
-
-def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
-    """The trained model and the task that a configuration names.
-
-    Raises:
-        UserError: model, weights, data or task is missing or does not fit.
-    """
-    if source.weights is None and not is_import_path(source.model):
-        raise UserError(
-            f"{source.model} needs trained weights: pass --weights FILE (scripts/pretrain.py makes one)."
-        )
-    data = load_data(source.data, source.data_root, source.side)
-    channels, height, _ = data.shape
-    model = build_model(source.model, data.classes, channels, source.width, height <= SMALL_SIDE)
-    if source.weights is not None:
-        load_weights(model, source.weights)
-    check_fits(model, source.model, data.shape, data.classes)
-    return model, load_task(source.task, data)
-
-
-def prepare_device(source: SourceConfig) -> str:
-    """Set the thread count; returns the device for scoring.
-
-    Raises:
-        UserError: cuda is asked for and absent.
-    """
-    if source.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("PyTorch finds no GPU here: use --device auto or cpu.")
-    if source.threads < 0:
-        raise UserError(f"--threads must be 0 or more, not {source.threads}.")
-    if source.threads:
-        torch.set_num_threads(source.threads)
-    return "cuda" if source.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def check_new_folder(folder: Path) -> None:
-    """Refuse a run directory that cannot be written, or that holds something already.
-
-    Raises:
-        UserError: says which.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        hint = "continue it with --resume, or " if (folder / CONFIG_FILE).exists() else ""
-        raise UserError(f"{folder} is not empty: {hint}choose another --name.")
-    parent = next(p for p in (folder, *folder.parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{folder} cannot be made: {parent} is not a folder that can be written to.")
+    def _test_score(self, policy: CompressionPolicy | None) -> float:
+        key = policy.digest() if policy else "original"
+        if key not in self._test_scores:
+            evaluator = self.evaluator
+            model = evaluator.compressed(policy) if policy else self.network.copy().to(evaluator.device)
+            self._test_scores[key] = self.task.score(model, "test")
+        return self._test_scores[key]
 
 
 def start_run(
@@ -214,45 +172,87 @@ def start_run(
         UserError: anything does not fit.
     """
     check_new_folder(folder)
-    device = prepare_device(config.source)
-    if model is None or task is None:
-        model, task = load_source(config.source)
-    problem = build_problem(model, task, config.problem, device)
-    if problem.walk().length == 0:
-        raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config, run_facts(problem))
+    check_searcher(config.agent.algorithm)
+    problem = _open_problem(config, model, task, None)
+    try:
+        if problem.walk().length == 0:
+            raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")
+        check_new_folder(folder)  # again: another process may have taken the name in the meantime
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, config, run_facts(problem))
+    except BaseException:
+        problem.close()
+        raise
     return Run(folder, config, problem)
 
 
 def load_run(
-    folder: Path, model: nn.Module | None = None, task: Task | None = None, evaluations: int | None = None
+    folder: Path,
+    model: nn.Module | None = None,
+    task: Task | None = None,
+    evaluations: int | None = None,
+    time_budget: float | None = None,
 ) -> Run:
     """Open an existing run.
 
     Args:
         folder: the run directory.
         model, task: needed again if the run was started with objects.
-        evaluations: a larger evaluation budget to continue with.
+        evaluations: another evaluation budget to continue with; the exploration keeps the schedule that it
+            was started with, so that the evaluations so far are those of an uninterrupted search.
+        time_budget: another time budget, in seconds.
 
     Raises:
-        UserError: the folder holds no run, or what it names is gone.
+        UserError: the folder holds no run, or what it names is gone or not what it was.
     """
-    config = read_config(folder)
-    if evaluations is not None:
-        config = replace(config, search=replace(config.search, evaluations=evaluations))
+    config = continued(read_config(folder), evaluations, time_budget)
+    facts = read_facts(folder)
+    baseline = Baseline(facts["original"]["score"], facts["original"]["costs"])
+    problem = _open_problem(config, model, task, baseline)
+    now = {"network": problem.network.fingerprint, "weights": weights_digest(problem.network)}
+    changed = [name for name, value in now.items() if facts[name] != value]
+    if changed:
+        problem.close()
+        raise UserError(f"{folder} was started with another model: its {' and '.join(changed)} differ.")
+    if "latency" in config.problem.active_costs and facts["machine"]["cpu"] != cpu_model():
+        problem.notes += ("This run was started on another CPU: its latencies cannot be compared.",)
+    return Run(folder, config, problem)
+
+
+def _open_problem(
+    config: RunConfig, model: nn.Module | None, task: Task | None, baseline: Baseline | None
+) -> Problem:
+    """Build what a run works on; what can be refused cheaply is, before any data are read."""
     device = prepare_device(config.source)
+    target = get_target(config.problem.target)
+    target.runtime_version  # noqa: B018 - asked for here, so that a missing runtime is noticed here
     if model is None or task is None:
         model, task = load_source(config.source)
-    return Run(folder, config, build_problem(model, task, config.problem, device))
+    try:
+        return build_problem(model, task, config.problem, device, target, baseline)
+    except BaseException:
+        target.close()
+        raise
 
 
 def run_facts(problem: Problem) -> dict[str, Any]:
-    """Machine, versions and command of a run, for its configuration file."""
+    """Machine, versions, command and starting point of a run, for its configuration file."""
     return {
         "machine": describe_machine(),
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "target_version": problem.target.runtime_version,
         "network": problem.network.fingerprint,
+        "weights": weights_digest(problem.network),
+        "original": vars(problem.baseline),
         "threads": torch.get_num_threads(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }
+
+
+def weights_digest(network: Network) -> str:
+    """A short name of a network's weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.double().numpy().tobytes())
+    return digest.hexdigest()[:16]

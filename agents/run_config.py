@@ -1,6 +1,6 @@
 """The configuration of a run: command line, `config.yaml` and TensorBoard table in one."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -9,9 +9,13 @@ import yaml
 from agents.config import AgentConfig, SearchConfig
 from amc.errors import UserError
 from amc.files import write_atomically
-from envs.problem import ProblemConfig
+from amc.plugins import one_line
+from envs.problem_config import ProblemConfig
 
 CONFIG_FILE = "config.yaml"
+FACTS = ("machine", "network", "weights", "original")
+"""What a resumed run needs of the facts."""
+PATHS = ("weights", "data_root")
 
 C = TypeVar("C")
 
@@ -54,6 +58,24 @@ class RunConfig:
         return {name: value for part in asdict(self).values() for name, value in part.items()}
 
 
+def continued(
+    config: RunConfig, evaluations: int | None = None, time_budget: float | None = None
+) -> RunConfig:
+    """The configuration to go on with, where a person wants more or fewer evaluations, or another limit.
+
+    The exploration noise falls over the evaluations that the search was first started with. It keeps doing
+    so, or the evaluations in the log would not be those that the search proposes there; what comes after
+    them explores with the smallest noise.
+    """
+    if evaluations is not None and evaluations != config.search.evaluations:
+        schedule = config.agent.schedule_evaluations or config.search.evaluations
+        config = replace(config, agent=replace(config.agent, schedule_evaluations=schedule))
+        config = replace(config, search=replace(config.search, evaluations=evaluations))
+    if time_budget is not None:
+        config = replace(config, search=replace(config.search, time_budget=time_budget))
+    return config
+
+
 def write_config(folder: Path, config: RunConfig, facts: dict[str, Any]) -> None:
     """Write `config.yaml`: every setting, and facts about the machine and the versions."""
     content = {name: _plain(part) for name, part in asdict(config).items()}
@@ -62,18 +84,12 @@ def write_config(folder: Path, config: RunConfig, facts: dict[str, Any]) -> None
 
 
 def read_config(folder: Path) -> RunConfig:
-    """Read what `write_config` wrote.
+    """Read the settings that `write_config` wrote.
 
     Raises:
         UserError: the folder holds no run, or its configuration is damaged.
     """
-    path = folder / CONFIG_FILE
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no run: there is no {CONFIG_FILE} in it.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    content = _read(folder)
     try:
         return RunConfig(
             _build(SourceConfig, content["source"]),
@@ -82,25 +98,53 @@ def read_config(folder: Path) -> RunConfig:
             _build(SearchConfig, content["search"]),
         )
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the configuration of a run of this release: {error}.") from error
+        raise _foreign(folder, error) from error
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read the facts that `write_config` wrote.
+
+    Raises:
+        UserError: the folder holds no run, or its configuration is damaged.
+    """
+    try:
+        facts: dict[str, Any] = _read(folder)["facts"]
+        missing = [name for name in FACTS if name not in facts]
+    except (KeyError, TypeError) as error:
+        raise _foreign(folder, error) from error
+    if missing:
+        raise _foreign(folder, KeyError(missing[0]))
+    return facts
+
+
+def _read(folder: Path) -> Any:
+    path = folder / CONFIG_FILE
+    try:
+        return yaml.safe_load(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder} holds no run: there is no {CONFIG_FILE} in it.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}.") from error
+
+
+def _foreign(folder: Path, error: Exception) -> UserError:
+    path = folder / CONFIG_FILE
+    return UserError(f"{path} is not the configuration of a run of this release: {one_line(error)}.")
 
 
 def _build(kind: type[C], values: dict[str, Any]) -> C:
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = set(values) - set(known)
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - known
     if unknown:
         raise TypeError(f"unknown settings {sorted(unknown)}")
-    paths = {"weights", "data_root"}
-    return kind(
-        **{
-            name: Path(value)
-            if name in paths and value is not None
-            else tuple(value)
-            if isinstance(value, list)
-            else value
-            for name, value in values.items()
-        }
-    )
+    return kind(**{name: _typed(name, value) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A setting as the dataclasses hold it: YAML knows neither paths nor tuples."""
+    if name in PATHS and value is not None:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(part: dict[str, Any]) -> dict[str, Any]:

@@ -63,15 +63,24 @@ def searcher_names() -> list[str]:
     return sorted(_FACTORIES)
 
 
+def check_searcher(name: str) -> None:
+    """Refuse an unknown searcher, before anything is built for it.
+
+    Raises:
+        UserError: there is no such searcher.
+    """
+    names = searcher_names()
+    if name not in names:
+        raise UserError(f"There is no searcher '{name}'; choose one of {', '.join(names)}.")
+
+
 def make_searcher(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> Searcher:
     """Build the searcher that `config.algorithm` names.
 
     Raises:
         UserError: there is no such searcher.
     """
-    names = searcher_names()
-    if config.algorithm not in names:
-        raise UserError(f"There is no searcher '{config.algorithm}'; choose one of {', '.join(names)}.")
+    check_searcher(config.algorithm)
     return _FACTORIES[config.algorithm](walk, config, budget_evaluations)
 
 

@@ -10,6 +10,7 @@ from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.pruning.importance import kept_channels
+from amc.pruning.reconstruction import InputMoments, reconstruct
 from amc.quantization.modules import ActivationQuantizer, UniformWeightQuantizer, with_quantized_weight
 from amc.quantization.points import point_bits
 from amc.quantization.uniform import NOT_QUANTIZED
@@ -62,22 +63,33 @@ class ChannelPruning:
     Args:
         ranking: group name to its channels, most important first (`importance.rank_channels`).
         knob: legal widths.
+        moments: input moments of the original (`reconstruction.input_moments`), for least-squares
+            reconstruction of the layers that lose inputs; None leaves their weights as they are.
     """
 
     phase = Phase.STRUCTURE
 
-    def __init__(self, ranking: Mapping[str, Tensor], knob: WidthKnob | None = None):
+    def __init__(
+        self,
+        ranking: Mapping[str, Tensor],
+        knob: WidthKnob | None = None,
+        moments: Mapping[str, InputMoments] | None = None,
+    ):
         self.ranking = dict(ranking)
+        self.moments = moments
         self.knobs: tuple[Knob, ...] = (knob or WidthKnob(),)
 
     def kept(self, network: Network, policy: CompressionPolicy) -> dict[str, Tensor]:
         """Group name to the sorted indices of the channels that the policy keeps."""
-        widths = {name: policy[name].values["width"] for name in self.ranking}
+        widths = {name: policy[name].values.get("width", len(order)) for name, order in self.ranking.items()}
         return kept_channels(self.ranking, widths)
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
-        """Slice every module that a pruned group reaches."""
-        apply_slices(model, kept_positions(network.groups, self.kept(network, policy), network.sizes))
+        """Slice every module that a pruned group reaches, and refit what lost inputs."""
+        positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
+        apply_slices(model, positions)
+        if self.moments is not None:
+            reconstruct(model, network, self.moments, positions)
 
 
 class UniformWeights:

@@ -14,6 +14,7 @@ from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.recovery.bias import correct_biases, output_means
 from amc.recovery.calibrate import calibrate, has_norms
+from amc.slicing import kept_positions
 from amc.space import Space
 from amc.tasks.base import Task
 
@@ -111,7 +112,7 @@ class Evaluator:
         return self._known[digest]
 
     def _wanted_means(self, policy: CompressionPolicy) -> dict[str, Tensor]:
-        """The original's mean outputs at the channels that a policy keeps."""
+        """The original's mean outputs at the channels that a policy keeps; layer path to [kept channels]."""
         if self._wanted is None:
             original = self.network.copy().to(self.device)
             self._wanted = output_means(original, self.calibration[:1])
@@ -119,12 +120,9 @@ class Evaluator:
         for compressor in self.compressors:
             if isinstance(compressor, ChannelPruning):
                 kept = compressor.kept(self.network, policy)
-        groups = self.network.group_of
+        positions = kept_positions(self.network.groups, kept, self.network.sizes)
+        outputs = {name: keep for (name, side), keep in positions.items() if side != "in"}
         return {
-            name: mean[kept[groups[name].name].to(mean.device)] if _pruned(name, groups, kept) else mean
+            name: mean[outputs[name].to(mean.device)] if name in outputs else mean
             for name, mean in self._wanted.items()
         }
-
-
-def _pruned(name: str, groups: Mapping[str, Any], kept: Mapping[str, Tensor]) -> bool:
-    return name in groups and groups[name].name in kept

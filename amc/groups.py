@@ -84,7 +84,7 @@ def build_dependency(graph: fx.GraphModule, example: Tensor) -> Any:
         # It follows autograd: a fixed ChannelPad behind a fixed input would be invisible to it.
         for parameter in graph.parameters():
             parameter.requires_grad_(True)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             return torch_pruning.DependencyGraph().build_dependency(graph, example, verbose=False)
     except Exception as error:
@@ -104,7 +104,7 @@ def pruning_function(module: nn.Module) -> Any:
 
 
 def find_groups(graph: fx.GraphModule, example: Tensor, roots: list[str]) -> list[Group]:
-    """The groups of the outputs of `roots` (layers in execution order), each once."""
+    """The groups of the outputs of `roots` (layers in execution order), each once, not proved yet."""
     dependency = build_dependency(graph, example)
     names = {module: name for name, module in graph.named_modules()}
     groups: list[Group] = []
@@ -113,16 +113,23 @@ def find_groups(graph: fx.GraphModule, example: Tensor, roots: list[str]) -> lis
         module = graph.get_submodule(root)
         if root in owned or module not in dependency.module2node:
             continue
-        channels = module.weight.shape[0]
-        group = _to_group(dependency, names, root, module, channels)
+        group = _to_group(dependency, names, root, module, side_size(module, "out"))
         for name in group.producers():
-            if name in owned:
+            # A batch norm behind a concatenation serves several groups, each its own channels.
+            if name in owned and not isinstance(graph.get_submodule(name), NORMS):
                 reason = f"{name} mixes its channels with those of {groups[owned[name]].name}"
                 groups[owned[name]] = groups[owned[name]].freeze(reason)
                 group = group.freeze(reason)
             owned.setdefault(name, len(groups))
         groups.append(group)
     return groups
+
+
+def side_size(module: nn.Module, side: str) -> int:
+    """Channels or features on one side of a module: rows of its weight, or columns for "in"."""
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return module.num_features
+    return module.get_parameter("weight").shape[1 if side == "in" else 0]
 
 
 def _to_group(dependency: Any, names: dict, root: str, module: nn.Module, channels: int) -> Group:
@@ -136,7 +143,7 @@ def _to_group(dependency: Any, names: dict, root: str, module: nn.Module, channe
                 frozen = frozen or "a bare parameter takes part in it"
             continue  # an operation without parameters: add, cat, reshape
         if not isinstance(target, COMPRESSIBLE + NORMS):
-            if any(True for _ in target.parameters()):
+            if any(parameter.numel() > 1 for parameter in target.parameters()):
                 frozen = frozen or f"{names[target]} is a {type(target).__name__}, which cannot be sliced"
             continue
         side = _side(dependency, item.dep.handler, target)
@@ -169,7 +176,7 @@ def _structural_problem(members: dict[tuple[str, str], Member], names: dict) -> 
         module = modules[name]
         if isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module):
             return f"{name} is a convolution in {module.groups} groups"
-        size = module.weight.shape[1] if side == "in" else module.weight.shape[0]
+        size = side_size(module, side)
         if member.positions.unique().numel() != member.positions.numel():
             return f"{name} would lose one position for two channels"
         if side == "out" and member.positions.numel() != size:

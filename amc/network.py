@@ -33,7 +33,8 @@ class Layer:
         kernel_size: the larger side of the kernel.
         stride: the larger stride.
         in_shape: height and width of one input channel (1, 1 for Linear).
-        out_size: pixels of one output channel; for a Linear the rows it is applied to.
+        out_size: pixels of one output channel, for a Linear the rows it is applied to; summed over all
+            calls of a layer that the forward pass calls more than once.
         has_bias: whether it carries a bias of its own.
         norm: path of the batch norm that alone reads its output, and is folded into it at export.
         input_tensor: name of the tensor it reads; layers that read one tensor share its activation bits.
@@ -145,7 +146,7 @@ def trace(model: nn.Module, example: Tensor, freeze: Sequence[str] = ()) -> Netw
     groups = prove_groups(graph, groups, example)
     points = insert_points(graph, names)
     tensors = {layer: point.name for point in points for layer in point.layers if point.role != "narrow"}
-    layers = tuple(_to_layer(node, tensors[str(node.target)]) for node in nodes)
+    layers = tuple(_to_layer(graph, node, tensors[str(node.target)]) for node in nodes)
     graph.graph.lint()
     return Network(graph, layers, tuple(groups), points, example)
 
@@ -199,12 +200,15 @@ def _freeze_shared(graph: fx.GraphModule, groups: list[Group]) -> list[Group]:
     return groups
 
 
-def _to_layer(node: fx.Node, input_tensor: str) -> Layer:
+def _to_layer(graph: fx.GraphModule, node: fx.Node, input_tensor: str) -> Layer:
     module = module_of(node)
+    calls = [n for n in graph.graph.nodes if n.op == "call_module" and n.target == node.target]
+    pixels = slice(1, -1) if isinstance(module, nn.Linear) else slice(2, None)
     common: dict[str, Any] = {
         "name": str(node.target),
         "norm": _folded_norm(node),
         "input_tensor": input_tensor,
+        "out_size": sum(math.prod(shape_of(call)[pixels]) for call in calls),
     }
     if isinstance(module, nn.Linear):
         return Layer(
@@ -215,7 +219,6 @@ def _to_layer(node: fx.Node, input_tensor: str) -> Layer:
             kernel_size=1,
             stride=1,
             in_shape=(1, 1),
-            out_size=math.prod(shape_of(node)[1:-1]),
             has_bias=module.bias is not None,
             **common,
         )
@@ -229,7 +232,6 @@ def _to_layer(node: fx.Node, input_tensor: str) -> Layer:
         kernel_size=max(module.kernel_size),
         stride=max(module.stride),
         in_shape=(height, width),
-        out_size=math.prod(shape_of(node)[2:]),
         has_bias=module.bias is not None,
         **common,
     )

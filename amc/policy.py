@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class CompressionPolicy:
     def __getitem__(self, point: str) -> LayerDecision:
         return self._by_point[point]
 
-    @property
+    @cached_property
     def _by_point(self) -> dict[str, LayerDecision]:
         return {decision.point: decision for decision in self.decisions}
 
@@ -85,7 +86,7 @@ class CompressionPolicy:
         try:
             decisions = tuple(_decision(row) for row in data["decisions"])
             return cls(str(data["network"]), decisions)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{origin} is damaged: {error!r} while reading its decisions.") from error
 
     def save(self, path: Path) -> None:

@@ -2,17 +2,20 @@
 
 Every group is pruned by torch-pruning in a copy of the network, by our own index tables in a second copy,
 and masked in a third; the three must give the same output. A group that fails is frozen with its reason,
-so that a wrong coupling can never reach a search.
+so that a wrong coupling can never reach a search. Weights and input are random: a trained channel that is
+always dead, or an example of zeros, would hide a wrong coupling.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
-from amc.groups import Group, build_dependency, pruning_function
+from amc.graph import ChannelPad
+from amc.groups import COMPRESSIBLE, NORMS, Group, build_dependency, pruning_function
 from amc.slicing import apply_slices, clone_module, kept_positions, mask_group, sizes_of
 
 TOLERANCE = 1e-4
@@ -23,18 +26,40 @@ def prove_groups(graph: fx.GraphModule, groups: Sequence[Group], example: Tensor
     """The groups with every one that cannot be pruned correctly frozen.
 
     Groups are pruned one after the other in the same copies (tracing a copy for each would take minutes);
-    after a failure the copies are built anew without the group that failed.
+    after a failure the rest continues in new copies. The last round prunes together all that are left.
     """
     proved = list(groups)
-    while True:
-        trial = _Trial(graph, example)
+    graph, example = _randomised(graph, example)
+    whole = False
+    while not whole:
+        whole, trial = True, _Trial(graph, example)
         for index, group in enumerate(proved):
             problem = None if group.frozen else trial.prune(group)
             if problem is not None:
                 proved[index] = group.freeze(problem)
-                break
-        else:
-            return proved
+                whole, trial = False, _Trial(graph, example)
+    return proved
+
+
+def _randomised(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModule, Tensor]:
+    """A copy of the network in which every channel is alive, and an input to match."""
+    generator = torch.Generator().manual_seed(0)
+    graph = clone_module(graph)
+    for module in graph.modules():
+        if isinstance(module, COMPRESSIBLE) and not isinstance(module, ChannelPad):
+            scale = math.sqrt(2.0 / module.weight[0].numel())
+            module.weight.data.normal_(0.0, scale, generator=generator)
+        elif isinstance(module, NORMS):
+            for name in ("weight", "running_var"):
+                _fill(getattr(module, name), 0.5, 1.5, generator)
+            for name in ("bias", "running_mean"):
+                _fill(getattr(module, name), -0.5, 0.5, generator)
+    return graph, torch.randn(example.shape, generator=generator).to(example.dtype)
+
+
+def _fill(tensor: Tensor | None, low: float, high: float, generator: torch.Generator) -> None:
+    if tensor is not None:
+        tensor.data.uniform_(low, high, generator=generator)
 
 
 class _Trial:

@@ -16,8 +16,9 @@ def complete_uniformly(
     """Complete a partial policy with common fractions, found by bisection.
 
     Budgets that depend on the widths alone first fix one common keep ratio; then all other knobs share one
-    common fraction of their range, lowered together with the keep ratio until every budget holds. What
-    rounding left over is given to the layers that rounding cut the most.
+    common fraction of their range, lowered together with the keep ratio until every budget holds. As bits
+    jump in all layers at once, the keep ratio then takes what they leave, and what rounding leaves is given
+    to the layers that rounding cut the most.
 
     Args:
         space: the legal policies.
@@ -40,10 +41,11 @@ def complete_uniformly(
     most = 1.0 if bounded else unbounded
     keep = _largest_fraction(lambda f: _fits(shape_only, table(f, 1.0)), most)
     common = _largest_fraction(lambda f: _fits(others, table(min(f, keep), f)), 1.0)
-    chosen = table(min(common, keep), common) if others else table(keep, 1.0)
+    keep = _largest_fraction(lambda f: _fits(budgets, table(f, common)), keep)
+    chosen = table(keep, common)
     if not _fits(budgets, chosen):
         return partial.filled(space.smallest)
-    return _fill(space, partial, budgets, chosen, min(common, keep)) if bounded else chosen
+    return _fill(space, partial, budgets, chosen, keep) if bounded else chosen
 
 
 def _fits(budgets: Sequence[Budget], table: np.ndarray) -> bool:

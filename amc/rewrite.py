@@ -19,7 +19,7 @@ def rewrite_channel_pads(graph: fx.GraphModule, example: Tensor) -> list[str]:
         padding = _channel_padding(node)
         if padding is None:
             continue
-        source, stride = _subsampled(node.args[0])
+        source, stride = _subsampled(node.all_input_nodes[0])
         name = f"channel_pad_{len(names)}"
         graph.add_submodule(name, ChannelPad(shape_of(source)[1], *padding, stride))
         with graph.graph.inserting_before(node):
@@ -54,8 +54,8 @@ def _subsampled(node: fx.Node) -> tuple[fx.Node, int]:
     everything = slice(None, None, None)
     if node.op == "call_function" and node.target is operator.getitem:
         source, index = node.args
-        if isinstance(index, tuple) and len(index) == 4 and index[:2] == (everything, everything):
-            rows, columns = index[2:]
+        if isinstance(index, tuple) and index[:-2] in ((everything, everything), (...,)):
+            rows, columns = index[-2:]
             step = getattr(rows, "step", None)
             same = rows == columns == slice(None, None, step)
             if same and isinstance(step, int) and isinstance(source, fx.Node):

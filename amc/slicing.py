@@ -1,27 +1,35 @@
 """Removing channels from a traced network: index tables in, a smaller module out."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from amc.groups import Group, Member
+from amc.groups import Group, Member, side_size
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def clone_module(module: M) -> M:
-    """A copy of a module tree with its own tensors.
+    """A copy of a module tree with its own tensors; what the original uses twice, the copy uses twice.
 
     `copy.deepcopy` of a GraphModule regenerates its code each time (tens of milliseconds for ResNet-56);
     here the compiled forward pass and the graph are shared, which nothing that compresses a copy changes.
     """
+    return _clone(module, {})
+
+
+def _clone(module: M, known: dict[int, nn.Module]) -> M:
+    if id(module) in known:
+        return cast(M, known[id(module)])
     new = object.__new__(type(module))  # GraphModule.__new__ would make a class without the forward pass
-    new.__dict__.update(module.__dict__)
+    known[id(module)] = new
+    # Dictionaries are copied: a hook on the copy must not fire in the original.
+    new.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
     new._parameters = {name: _clone_parameter(p) for name, p in module._parameters.items()}
     new._buffers = {name: b if b is None else b.clone() for name, b in module._buffers.items()}
-    new._modules = {name: m if m is None else clone_module(m) for name, m in module._modules.items()}
+    new._modules = {name: m if m is None else _clone(m, known) for name, m in module._modules.items()}
     return new
 
 
@@ -56,13 +64,6 @@ def kept_positions(
             mask = masks.setdefault(key, torch.ones(sizes[key], dtype=torch.bool))
             mask[member.positions[dropped].reshape(-1)] = False
     return {key: mask.nonzero().squeeze(1) for key, mask in masks.items()}
-
-
-def side_size(module: nn.Module, side: str) -> int:
-    """Channels or features on one side of a module: rows of its weight, or columns for "in"."""
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return module.num_features
-    return module.get_parameter("weight").shape[1 if side == "in" else 0]
 
 
 def slice_module(module: nn.Module, side: str, keep: Tensor) -> None:
@@ -119,6 +120,9 @@ def _zero_rows(module: nn.Module, member: Member, dropped: Tensor) -> None:
             parameter = module._parameters.get(name)
             if parameter is not None:
                 parameter[rows] = 0.0
+        mean = module._buffers.get("running_mean")
+        if mean is not None:  # what a batch norm without affine parameters would otherwise subtract
+            mean[rows] = 0.0
 
 
 def sizes_of(model: nn.Module, groups: Iterable[Group]) -> dict[tuple[str, str], int]:

@@ -4,8 +4,9 @@ A complete choice is an integer table [points, knobs]; a policy in the making is
 arrays, because the environment looks ahead hundreds of times in an episode.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from amc.errors import UserError
 from amc.groups import Group
 from amc.network import Layer, Network
-from amc.policy import CompressionPolicy, LayerDecision
+from amc.policy import ORIGINAL_OPERATOR, CompressionPolicy, LayerDecision
+from amc.quantization.uniform import NOT_QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Space:
         self._values = [_padded([row[column] for row in ranges]) for column in range(len(self.knobs))]
         starts = [[knob.thresholds(point) for point in self.points] for knob in self.knobs]
         self._starts = [_padded(column, np.inf) for column in starts]
+        self._at = lru_cache(4096)(self._column_at)  # bisections meet the same fractions again and again
         self.smallest = np.array([[values[0] for values in row] for row in ranges], dtype=np.int64)
         self.largest = np.array([[values[-1] for values in row] for row in ranges], dtype=np.int64)
         self.decider = np.array(
@@ -119,12 +122,19 @@ class Space:
 
     def at_fraction(self, fractions: Sequence[float]) -> np.ndarray:
         """The table with each knob at one common fraction of its range; `fractions` has one a knob."""
-        columns = []
-        for column, fraction in enumerate(fractions):
-            taken = (self._starts[column] <= fraction).sum(axis=1) - 1
-            own = self._values[column][np.arange(len(self.points)), np.maximum(taken, 0)]
-            columns.append(own[self.decider[:, column]])
-        return np.stack(columns, axis=1).astype(np.int64)
+        return np.stack([self._at(*entry) for entry in enumerate(fractions)], axis=1)
+
+    def _column_at(self, column: int, fraction: float) -> np.ndarray:
+        """One column of `at_fraction`, int64 [points]."""
+        taken = (self._starts[column] <= fraction).sum(axis=1) - 1
+        own = self._values[column][np.arange(len(self.points)), np.maximum(taken, 0)]
+        return own[self.decider[:, column]].astype(np.int64)
+
+    def original(self) -> np.ndarray:
+        """The table of the uncompressed network: all channels, nothing quantized."""
+        table = np.full_like(self.largest, NOT_QUANTIZED)
+        table[:, self.column("width")] = self.largest[:, self.column("width")]
+        return table
 
     def policy(self, values: np.ndarray) -> CompressionPolicy:
         """The policy of a complete table."""
@@ -138,13 +148,13 @@ class Space:
         return CompressionPolicy(self.network.fingerprint, decisions)
 
     def table(self, policy: CompressionPolicy) -> np.ndarray:
-        """The table of a policy; knobs that the policy does not mention are at their largest value.
+        """The table of a policy; where it does not mention a knob, nothing is compressed.
 
         Raises:
             UserError: the policy belongs to another network.
         """
         check_policy(policy, self.network)
-        table = self.largest.copy()
+        table = self.original()
         for row, point in enumerate(self.points):
             for column, knob in enumerate(self.knobs):
                 table[row, column] = policy[point.name].values.get(knob.name, table[row, column])
@@ -161,22 +171,39 @@ def check_policy(policy: CompressionPolicy, network: Network) -> None:
     """Refuse a policy that does not belong to a network.
 
     Raises:
-        UserError: fingerprint, layers, widths or bits do not fit.
+        UserError: fingerprint, layers, operators, widths or bits do not fit.
     """
     if policy.network != network.fingerprint:
         raise UserError(
             f"The policy was made for another network (fingerprint {policy.network}, "
             f"this one is {network.fingerprint})."
         )
-    known = {decision.point for decision in policy.decisions}
-    missing = [layer.name for layer in network.layers if layer.name not in known]
-    if missing or len(known) != len(network.layers):
-        raise UserError(f"The policy does not decide every layer of this network once: {missing or known}.")
+    layers, points = [v.name for v in network.layers], [d.point for d in policy.decisions]
+    unequal = sorted(name for name in {*layers, *points} if layers.count(name) != points.count(name))
+    if unequal:
+        raise UserError(f"The policy must decide every layer once, which fails at {', '.join(unequal)}.")
     for layer in network.layers:
         _check_decision(policy[layer.name], layer, network)
+    _check_shared(policy, "width", [group.producers() for group in network.groups if not group.frozen])
+    readers: dict[str, list[str]] = {}
+    for layer in network.layers:
+        readers.setdefault(layer.input_tensor, []).append(layer.name)
+    _check_shared(policy, "activation_bits", readers.values())
+
+
+def _check_shared(policy: CompressionPolicy, knob: str, sets: Iterable[Sequence[str]]) -> None:
+    """Refuse layers that must share a value and do not."""
+    values = policy.values(knob)
+    for names in sets:
+        decided = {name: values[name] for name in names if name in values}
+        if len(set(decided.values())) > 1:
+            said = ", ".join(f"{value} in {name}" for name, value in decided.items())
+            raise UserError(f"The policy gives {knob} that must be equal different values: {said}.")
 
 
 def _check_decision(decision: LayerDecision, layer: Layer, network: Network) -> None:
+    if decision.operator != ORIGINAL_OPERATOR:
+        raise UserError(f"The policy replaces {layer.name} by {decision.operator!r}, which is unknown here.")
     width = decision.values.get("width", layer.out_channels)
     group = network.group_of.get(layer.name)
     if not 1 <= width <= layer.out_channels:

@@ -51,7 +51,8 @@ def feasible_range(
         space: the legal policies.
         partial: decisions so far, from which some completion keeps every budget.
         budgets: what must hold.
-        row, column: the entry.
+        row: its decision point.
+        column: its knob.
         reference: the reference policy's value for it.
     """
     values = space.legal(row, column, partial)

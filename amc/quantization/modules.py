@@ -45,10 +45,9 @@ class UniformWeightQuantizer(nn.Module):
         return uniform.quantize_weight(weight.detach(), self.scale, self.bits)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Quantize and dequantize a weight [out, ...]; the gradient is that of clamping (straight-through)."""
+        """Quantize and dequantize a weight [out, ...]; gradients pass straight through."""
         levels = uniform.weight_levels(self.bits)
-        zeros = torch.zeros_like(self.scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, self.scale, zeros, 0, -levels, levels)
+        return uniform.fake_quantize(weight, uniform.per_channel(self.scale, weight), -levels, levels)
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -113,4 +112,5 @@ class ActivationQuantizer(nn.Module):
             self.scale.fill_(scale)
             self.zero_point.fill_(zero_point)
             self.calibrating = False
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 2**self.bits - 1)
+        lowest = -int(self.zero_point)
+        return uniform.fake_quantize(x, self.scale, lowest, lowest + 2**self.bits - 1)

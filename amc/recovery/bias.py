@@ -9,15 +9,18 @@ from amc.groups import COMPRESSIBLE
 
 
 def output_means(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Mean output of every channel of every layer over batches; layer path to [out]."""
+    """Mean output of every channel of every layer over batches; layer path to [out].
+
+    A layer that is called more than once adds up its calls.
+    """
     sums: dict[str, Tensor] = {}
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, COMPRESSIBLE):
 
-            def add(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                dims = [d for d in range(output.dim()) if d != 1]
-                mean = output.mean(dim=dims if output.dim() > 2 else 0)
+            def add(module: nn.Module, _: object, output: Tensor, name: str = name) -> None:
+                rows = output if isinstance(module, nn.Linear) else output.movedim(1, -1)
+                mean = rows.flatten(0, -2).mean(dim=0)
                 sums[name] = sums.get(name, torch.zeros_like(mean)) + mean / len(batches)
 
             handles.append(module.register_forward_hook(add))

@@ -20,22 +20,35 @@ class LatencyMeter:
         network: the traced network; its fp32 export is the reference of every measurement.
         target: the runtime.
         cache: where timings are kept between runs.
+        original_ms: latency of the reference, where an earlier part of the run has measured it.
 
     Attributes:
-        original_ms: latency of the reference.
+        original_ms: latency of the reference, in milliseconds.
+        exported: what became of the reference; says whether the fallback exporter was needed.
+
+    Raises:
+        UserError: the network cannot be exported, or the target refuses it.
     """
 
-    def __init__(self, network: Network, target: Target, cache: LatencyCache | None = None):
+    def __init__(
+        self,
+        network: Network,
+        target: Target,
+        cache: LatencyCache | None = None,
+        original_ms: float | None = None,
+    ):
         self.network, self.target = network, target
         self.cache = cache or LatencyCache()
         self._folder = tempfile.TemporaryDirectory(prefix="amc-latency-")
         self._reference = Path(self._folder.name) / "original.onnx"
-        export_onnx(network.module, network.example, self._reference)
+        self.exported = export_onnx(network.module, network.example, self._reference)
         self._digest = hashlib.sha256(self._reference.read_bytes()).hexdigest()[:16]
-        self.original_ms = self._timing("original", None).best_ms
+        # An unreliable timing is not cached, so a resumed run would otherwise measure another one, and its
+        # logged rewards would no longer follow from its logged latencies.
+        self.original_ms = self._timing("original", None).best_ms if original_ms is None else original_ms
 
     def __call__(self, policy: CompressionPolicy, model: fx.GraphModule) -> float:
-        """Milliseconds of a policy's network, calibrated and in evaluation mode.
+        """Milliseconds of a policy's network, calibrated and in evaluation mode; it is moved to the CPU.
 
         Both are measured in the same rounds; the ratio is what counts, so it is given in units of the
         reference's latency of this run.
@@ -47,15 +60,19 @@ class LatencyMeter:
         known = self.cache.get(digest, self.target)
         if known is not None:
             return known
-        files = [self._reference]
-        if model is not None:
-            files.append(Path(self._folder.name) / f"{name}.onnx")
-            export_onnx(model.cpu(), self.network.example, files[-1])
-        timing = self.target.measure(files)[-1]
+        timing = self._measure(name, model)
         self.cache.put(digest, self.target, timing)
-        if model is not None:
-            files[-1].unlink()
         return timing
+
+    def _measure(self, name: str, model: fx.GraphModule | None) -> Timing:
+        if model is None:
+            return self.target.measure([self._reference])[0]
+        file = Path(self._folder.name) / f"{name}.onnx"
+        try:
+            export_onnx(model.cpu(), self.network.example, file)
+            return self.target.measure([self._reference, file])[1]
+        finally:
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove the exported files."""

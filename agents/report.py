@@ -1,0 +1,81 @@
+"""`write_report`: what a search found, as one self-contained HTML page with its drawings as PNG beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from agents.report_data import Record, load_record
+from agents.report_figures import best_policy_figure, curve_figure, png, scatter_figure
+from agents.report_page import GENERATOR, page_html
+from amc.errors import UserError
+from amc.files import write_atomically
+
+REPORT_FOLDER, PAGE_FILE, COMPARISON_FILE = "report", "index.html", "comparison.html"
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Write the report of a run, or of several that are compared; finished or not.
+
+    It reads the run directories alone: no network is built and nothing is evaluated.
+
+    Args:
+        folders: run directories.
+        out: the HTML page; by default `report/index.html` in the run's directory, and for several runs
+            `report/comparison.html` in that of the first.
+
+    Returns:
+        The page, then the PNG drawings: `curve.png`, `policy.png` and `scatter.png` beside it (of several
+        runs `curve.png` only); with another page name than `index.html`, that name and a hyphen come first.
+
+    Raises:
+        UserError: a folder holds no run, or the page cannot be written.
+    """
+    folders = list(dict.fromkeys(folders))
+    if not folders:
+        raise UserError("Name at least one run directory.")
+    records = [load_record(folder) for folder in folders]
+    page = out or _default_page(folders)
+    _check_page(page)
+    prefix = "" if page.name == PAGE_FILE else f"{page.stem}-"
+    written = {page: page_html(records).encode()}
+    for name, figure in _drawings(records).items():
+        written[page.with_name(f"{prefix}{name}.png")] = png(figure)
+    _write(written)
+    return list(written)
+
+
+def _default_page(folders: Sequence[Path]) -> Path:
+    return folders[0] / REPORT_FOLDER / (PAGE_FILE if len(folders) == 1 else COMPARISON_FILE)
+
+
+def _check_page(page: Path) -> None:
+    """Refuse to replace a file that is not a report."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"The report is an HTML page: {page} should end in .html.")
+    if page.is_dir():
+        raise UserError(f"{page} is a folder.")
+    if page.exists() and GENERATOR.encode() not in page.read_bytes()[:2000]:
+        raise UserError(f"{page} exists and is not a report: choose another file.")
+
+
+def _drawings(records: Sequence[Record]) -> dict[str, Figure]:
+    if not any(record.log.rows for record in records):
+        return {}
+    if len(records) > 1:
+        return {"curve": curve_figure(records)}
+    (record,) = records
+    return {
+        "curve": curve_figure(records),
+        "policy": best_policy_figure(record),
+        "scatter": scatter_figure(record),
+    }
+
+
+def _write(files: dict[Path, bytes]) -> None:
+    for path, content in files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error

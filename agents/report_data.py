@@ -1,0 +1,175 @@
+"""What a run directory says about its search, read without its network, its data or its target."""
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from agents.log import EvaluationLog, Row
+from agents.run import LOG_FILE, OUTCOMES_FILE
+from agents.run_config import RunConfig, read_config, read_facts
+from amc.costs.symbolic import ALIASES
+from amc.errors import UserError
+from amc.files import read_json
+
+ORIGINAL, UNIFORM = "original", "uniform"
+HOW = {"data_root", "device", "threads"}
+"""Settings that say where and how fast a search runs, and not what it asks for."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One network of the before/after table.
+
+    Attributes:
+        name: "original", "uniform", the searcher's name, or a later stage's.
+        reward_score: score on the reward split, in [0, 1].
+        test_score: score on the test split; None where it has not been measured.
+        costs: cost name to absolute value.
+    """
+
+    name: str
+    reward_score: float
+    test_score: float | None
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, finished or not, as its directory holds it.
+
+    Attributes:
+        folder: the run directory, as it was given.
+        config: every setting.
+        facts: machine, versions, and what was known of the original network when the run started. Of those
+            that are not in every run it uses `score_name`, `widths` (output channels of the original's
+            layers) and `reward_images` (how many images score a policy).
+        log: the evaluations so far; may be empty.
+        outcomes: the content of `outcomes.json`; empty without one.
+    """
+
+    folder: Path
+    config: RunConfig
+    facts: Mapping[str, Any]
+    log: EvaluationLog
+    outcomes: tuple[Figures, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory."""
+        return self.folder.resolve().name
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the searcher."""
+        return self.config.agent.algorithm
+
+    @property
+    def score_name(self) -> str:
+        """What the score measures."""
+        return str(self.facts.get("score_name", "score"))
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The costs that were budgeted or minimised."""
+        names = (ALIASES.get(name, name) for name in self.config.problem.active_costs)
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def original_widths(self) -> dict[str, int] | None:
+        """Output channels of the uncompressed layers; None where the run does not record them."""
+        return self.facts.get("widths")
+
+    @property
+    def uniform(self) -> Row | None:
+        """The uniform policy, which is every search's first evaluation."""
+        return self.log.rows[0] if self.log.rows else None
+
+    @property
+    def best(self) -> Row | None:
+        """The evaluation with the highest reward."""
+        return self.log.best()
+
+    @cached_property
+    def outdated(self) -> bool:
+        """Whether `outcomes.json` tells of another best policy than the log, which has since gone on."""
+        best, told = self.best, {each.name: each.reward_score for each in self.outcomes}
+        if best is None or self.algorithm not in told:
+            return bool(self.outcomes)
+        return not math.isclose(told[self.algorithm], best.score, abs_tol=1e-6)
+
+    @cached_property
+    def networks(self) -> tuple[Figures, ...]:
+        """The original, the uniform and the best network, and whatever else has been measured since."""
+        if self.outcomes and not self.outdated:
+            return self.outcomes
+        rows = {UNIFORM: self.uniform, self.algorithm: self.best}
+        logged = [Figures(name, row.score, None, row.costs) for name, row in rows.items() if row is not None]
+        return (self.original, *logged)
+
+    @property
+    def original(self) -> Figures:
+        """The uncompressed network."""
+        known = self.facts["original"]
+        told = next((each for each in self.outcomes if each.name == ORIGINAL), None)
+        return told or Figures(ORIGINAL, known["score"], None, known["costs"])
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The budgets that are fractions of the original's cost, in the cost's unit."""
+        result = {}
+        for name, _, value in (text.partition("=") for text in self.config.problem.budgets):
+            cost = ALIASES.get(name.strip().lower(), name.strip().lower())
+            with suppress(ValueError):
+                if float(value) <= 1.0 and cost in self.original.costs:
+                    result[cost] = float(value) * self.original.costs[cost]
+        return result
+
+    def standard_error(self, score: float) -> float | None:
+        """Standard error of a score on the reward split; None where its size is not recorded.
+
+        That of a share of right answers; for a mean of other scores in [0, 1] it is an upper bound.
+        """
+        images = self.facts.get("reward_images")
+        return math.sqrt(max(score * (1.0 - score), 0.0) / images) if images else None
+
+
+def load_record(folder: Path) -> Record:
+    """Read a run directory.
+
+    Raises:
+        UserError: it holds no run, or something in it is damaged.
+    """
+    config, log = read_config(folder), EvaluationLog(folder / LOG_FILE)
+    return Record(folder, config, read_facts(folder), log, _outcomes(folder / OUTCOMES_FILE))
+
+
+def _outcomes(path: Path) -> tuple[Figures, ...]:
+    if not path.exists():
+        return ()
+    content = read_json(path)
+    try:
+        return tuple(_figures(row) for row in content)  # type: ignore[attr-defined]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a table of outcomes: {error!r}.") from error
+
+
+def _figures(row: Mapping[str, Any]) -> Figures:
+    test = row.get("test_score")
+    costs = {str(name): float(value) for name, value in row["costs"].items()}
+    return Figures(str(row["name"]), float(row["reward_score"]), None if test is None else float(test), costs)
+
+
+def differences(records: Iterable[Record]) -> list[str]:
+    """Names of the settings in which runs that are compared do not ask for the same thing."""
+    configs = [record.config for record in records]
+    result = []
+    for part in ("source", "problem"):
+        settings = [getattr(config, part) for config in configs]
+        for name in [field.name for field in fields(settings[0]) if field.name not in HOW]:
+            if any(getattr(each, name) != getattr(settings[0], name) for each in settings):
+                result.append(name)
+    return result

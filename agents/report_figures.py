@@ -1,0 +1,171 @@
+"""The drawings of a report, as PNG for slides and as SVG that follows the page's light or dark colours."""
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from agents.figures import best_so_far_figure, policy_figure
+from agents.report_data import Record
+from agents.report_text import COST_NAMES, cost_scale
+
+BLUE, ORANGE, GREY = "#3b7dd8", "#e8710a", "#8a8f98"
+"""Readable on white and on nearly black."""
+WIDTH, HEIGHT = 9.9, 3.6
+"""Inches; at 96 pixels an inch the width of the page, so that all text has the size that it is given here."""
+
+
+def curve_figure(records: Sequence[Record]) -> Figure:
+    """Best score so far (best reward, where a cost is minimised) against evaluations, one curve a run.
+
+    The uniform policy's value is a dashed line; with one run, every evaluation is a dot.
+    """
+    scored = all(record.config.problem.goal == "accuracy" for record in records)
+    values = {
+        label: [row.score * 100 if scored else row.reward for row in record.log.rows]
+        for label, record in zip(labels(records), records, strict=True)
+        if record.log.rows
+    }
+    figure = best_so_far_figure(values)
+    axes = figure.axes[0]
+    if len(values) == 1:
+        (dots,) = values.values()
+        axes.plot(range(1, len(dots) + 1), dots, "o", markersize=3, alpha=0.45, color=BLUE)
+        axes.lines[0].set(color=BLUE, linewidth=2, label="best so far")
+    for start in sorted({each[0] for each in values.values()}):
+        axes.axhline(start, linestyle="--", linewidth=1, color=GREY, zorder=1)
+    axes.set_ylabel(f"{records[0].score_name}, reward split (%)" if scored else "reward")
+    figure.set_size_inches(WIDTH, HEIGHT)
+    dashed = Line2D([], [], linestyle="--", linewidth=1, color=GREY, label="uniform")
+    handles, _ = axes.get_legend_handles_labels()
+    _legend(axes, [*handles, dashed])
+    return _text_sizes(figure)
+
+
+def labels(records: Sequence[Record]) -> list[str]:
+    """A name for each run that tells it from the others: its directory's, or its path."""
+    names = [record.name for record in records]
+    return [
+        name if names.count(name) == 1 else str(each.folder)
+        for name, each in zip(names, records, strict=True)
+    ]
+
+
+def best_policy_figure(record: Record) -> Figure:
+    """The best policy over the layers: bars are keep ratios, colours bits; the outline is the original."""
+    assert record.best is not None
+    policy = record.best.policy
+    figure = policy_figure(policy, record.original_widths)
+    figure.set_size_inches(max(WIDTH, 0.26 * len(policy.decisions)), HEIGHT)
+    axes = figure.axes[0]
+    if record.original_widths is not None:
+        axes.bar(range(len(policy.decisions)), 1.0, facecolor="none", edgecolor=GREY, linewidth=0.6)
+    axes.margins(x=0.01)
+    bits = policy.values("weight_bits")
+    for bar, decision in zip(axes.patches, policy.decisions, strict=False):
+        bar.set(edgecolor=GREY, linewidth=0.6)  # few bits are dark, and so may be the page
+        if bits.get(decision.point, 32) != 32:
+            place = (bar.get_x() + bar.get_width() / 2, bar.get_height())  # type: ignore[attr-defined]
+            axes.annotate(
+                str(bits[decision.point]),
+                place,
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
+    handles = [each for each in axes.get_legend().legend_handles if each]  # type: ignore[union-attr]
+    for each in handles:
+        each.set(edgecolor=GREY, linewidth=0.6)
+    _legend(axes, handles)
+    return _text_sizes(figure)
+
+
+def scatter_figure(record: Record) -> Figure:
+    """Score against each cost that was asked for, one dot an evaluation; late ones are stronger."""
+    rows, best, uniform = record.log.rows, record.best, record.uniform
+    assert best is not None and uniform is not None
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(record.costs), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, record.costs, strict=True):
+        divisor, unit = cost_scale(name, max(row.costs[name] for row in rows))
+        alphas = [0.3 + 0.5 * (row.index + 1) / len(rows) for row in rows]
+        axes.scatter(
+            [row.costs[name] / divisor for row in rows],
+            [row.score * 100 for row in rows],
+            s=18,
+            alpha=alphas,
+            color=BLUE,
+            linewidths=0,
+        )
+        for row, marker, color, size in ((uniform, "D", GREY, 40), (best, "*", ORANGE, 130)):
+            axes.scatter([row.costs[name] / divisor], [row.score * 100], s=size, marker=marker, color=color)
+        _budget_line(axes, record, name, divisor)
+        axes.set_xlabel(f"{COST_NAMES.get(name, name)} ({unit})")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"{record.score_name}, reward split (%)")
+    _legend(panels[0], _markers())
+    return _text_sizes(figure)
+
+
+def _budget_line(axes: Axes, record: Record, name: str, divisor: float) -> None:
+    if name in record.limits:
+        axes.axvline(record.limits[name] / divisor, color=GREY, linewidth=1, linestyle=":")
+
+
+def _markers() -> list[Line2D]:
+    shapes = (("o", BLUE, "evaluation"), ("D", GREY, "uniform"), ("*", ORANGE, "best"))
+    return [
+        Line2D([], [], marker=marker, linestyle="none", color=color, label=label)
+        for marker, color, label in shapes
+    ]
+
+
+def _legend(axes: Axes, handles: Sequence[Artist]) -> None:
+    """Above the axes and without a frame, so that it hides nothing and has no colour of its own."""
+    columns = min(len(handles), 8)
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, frameon=False)
+
+
+def _text_sizes(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        for text in [axes.xaxis.label, axes.yaxis.label, *(legend.get_texts() if legend else ())]:
+            text.set_fontsize(9)
+        axes.tick_params(labelsize=8)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure on white."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, description: str) -> str:
+    """The figure as an inline SVG element whose black is the page's text colour.
+
+    Args:
+        figure: what to draw.
+        description: for those who do not see it; must be escaped already.
+    """
+    buffer = io.StringIO()
+    # The salt makes the ids of clip paths and markers unique in a page with several figures.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
+    text = text.replace("#000000", "currentColor")
+    width = round(figure.get_figwidth() * 96)
+    # On a narrow screen a figure shrinks to what can still be read, and is scrolled from there.
+    size = f"width:100%;height:auto;min-width:{round(width * 0.75)}px;max-width:{width}px"
+    return text.replace("<svg", f'<svg role="img" aria-label="{description}" style="{size}"', 1)

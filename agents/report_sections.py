@@ -1,0 +1,223 @@
+"""The sections of a report about one run, as HTML."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from agents.report_commands import commands
+from agents.report_data import Figures, Record
+from agents.report_figures import best_policy_figure, curve_figure, scatter_figure, svg
+from agents.report_text import (
+    COST_NAMES,
+    change,
+    cost_text,
+    duration,
+    goal,
+    percent,
+    points,
+    status,
+    verdict,
+)
+
+
+def run_sections(record: Record) -> str:
+    """What was asked, what was gained, the policy, the curves, the commands and the settings of one run."""
+    parts = [_asked(record), _gained(record)]
+    if record.best is not None:
+        parts += [_policy(record), _search(record)]
+    return "\n".join([*parts, _commands(record), _settings(record)])
+
+
+def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "") -> str:
+    """A table that scrolls on a narrow screen; cells are HTML already, the head is text.
+
+    Args:
+        head: headings of the columns.
+        rows: the first cell of each is the row's heading.
+        columns: class of the table, where its cells are not numbers.
+    """
+    headings = "".join(f"<th scope='col'>{escape(each)}</th>" for each in head)
+    lines = [
+        f"<tr><th scope='row'>{first}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for first, *cells in rows
+    ]
+    kind = f" class='{columns}'" if columns else ""
+    body = "\n".join(lines)
+    table = f"<table{kind}><thead><tr>{headings}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='wide'>{table}</div>"
+
+
+def figure_html(figure: Figure, description: str, caption: str) -> str:
+    """A drawing with its caption; both texts are escaped here."""
+    drawing = svg(figure, escape(description))
+    return f"<figure><div class='wide'>{drawing}</div><figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _asked(record: Record) -> str:
+    source, problem = record.config.source, record.config.problem
+    rows = {
+        "Network": source.model,
+        "Data": source.data,
+        "Target": f"{problem.target} {record.facts.get('target_version', '')}".strip(),
+        "Searcher": f"{record.algorithm}, seed {record.config.agent.seed}",
+        "Search": f"{status(record)}{_spent(record)}",
+    }
+    items = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())
+    return f"<p>Asked for: {escape(goal(record))}.</p>\n<dl>{items}</dl>"
+
+
+def _spent(record: Record) -> str:
+    rows = record.log.rows
+    again = sum(row.cached for row in rows)
+    met = f", {again:,} of them met before" if again else ""
+    return f"{met}, {duration(sum(row.seconds for row in rows))} of measuring" if rows else ""
+
+
+def _gained(record: Record) -> str:
+    first, *rest = verdict(record)
+    sentences = f"<p class='verdict'>{escape(first)}</p>" + "".join(f"<p>{escape(each)}</p>" for each in rest)
+    if record.best is None:
+        return f"<h2>What was gained</h2>\n{sentences}"
+    caution = (
+        f"The best of {len(record.log):,} policies was chosen by its figure on the reward split, which "
+        "therefore flatters it. Scores of searched policies are those before fine-tuning. Small figures are "
+        "differences from the original network."
+    )
+    parts = [sentences, _tiles(record), _networks(record), f"<p class='faint'>{escape(caution)}</p>"]
+    return "\n".join(["<h2>What was gained</h2>", *parts])
+
+
+def _tiles(record: Record) -> str:
+    before = record.original
+    (after,) = (each for each in record.networks if each.name == record.algorithm)
+    pair, split = (before.reward_score, after.reward_score), "reward split"
+    if before.test_score is not None and after.test_score is not None:
+        pair, split = (before.test_score, after.test_score), "test split"
+    against = f"{percent(pair[0])} before, {points(pair[1] - pair[0])}"
+    tiles = [_tile(f"{record.score_name}, {split}", percent(pair[1]), against)]
+    for name in record.costs:
+        if name in before.costs and name in after.costs:
+            old, new = before.costs[name], after.costs[name]
+            text = f"{cost_text(name, old, old)} before, {change(new, old)}"
+            tiles.append(_tile(COST_NAMES.get(name, name), cost_text(name, new, old), text))
+    return f"<div class='tiles'>{''.join(tiles)}</div>"
+
+
+def _tile(name: str, figure: str, text: str) -> str:
+    texts = (escape(each) for each in (name, figure, text))
+    return "<div class='tile'><span>{}</span><b>{}</b><span>{}</span></div>".format(*texts)
+
+
+def _networks(record: Record) -> str:
+    networks = record.networks
+    tested = any(each.test_score is not None for each in networks)
+    costs = [name for name in COST_NAMES if any(name in each.costs for each in networks)]
+    rows = [[f"{escape(record.score_name)}, reward split", *_scores([n.reward_score for n in networks])]]
+    if tested:
+        rows.append([f"{escape(record.score_name)}, test split", *_scores([n.test_score for n in networks])])
+    rows += [[COST_NAMES[name], *_cost_cells(name, networks)] for name in costs]
+    return table_html(["", *(each.name for each in networks)], rows)
+
+
+def _scores(scores: Sequence[float | None]) -> list[str]:
+    first = scores[0]
+    known = [
+        ("", "") if score is None else (percent(score), "" if first is None else points(score - first))
+        for score in scores
+    ]
+    return _cells(known)
+
+
+def _cost_cells(name: str, networks: Sequence[Figures]) -> list[str]:
+    costs = [each.costs.get(name) for each in networks]
+    largest = max(each for each in costs if each is not None)
+    first = costs[0]
+    known = [
+        ("", "") if cost is None else (cost_text(name, cost, largest), change(cost, first) if first else "")
+        for cost in costs
+    ]
+    return _cells(known)
+
+
+def _cells(figures: Sequence[tuple[str, str]]) -> list[str]:
+    """Figures with their difference from the first network in small; the first has none."""
+    return [
+        f"{escape(figure)}<small>{escape(against)}</small>" if index and against else escape(figure)
+        for index, (figure, against) in enumerate(figures)
+    ]
+
+
+def _policy(record: Record) -> str:
+    best = record.best
+    assert best is not None
+    widths = record.original_widths
+    heights = "Output channels kept" if widths is None else "Share of the output channels kept; outline: all"
+    caption = f"{heights}. Colour and number: bits of the weights. Evaluation {best.index + 1:,}."
+    drawing = figure_html(best_policy_figure(record), "The best policy, one bar a layer", caption)
+    knobs = list(dict.fromkeys(knob for each in best.policy.decisions for knob in each.values))
+    rows = [
+        [escape(each.point), *(_decision(knob, each.values.get(knob), each.point, widths) for knob in knobs)]
+        for each in best.policy.decisions
+    ]
+    table = table_html(["layer", *(knob.replace("_", " ") for knob in knobs)], rows)
+    return f"<h2>The policy</h2>\n{drawing}\n<details><summary>Layer by layer</summary>{table}</details>"
+
+
+def _decision(knob: str, value: int | None, point: str, widths: Mapping[str, int] | None) -> str:
+    if value is None:
+        return ""
+    if knob == "width" and widths is not None:
+        return f"{value:,} of {widths[point]:,}<small>{percent(value / widths[point])}</small>"
+    return "not quantized" if knob.endswith("bits") and value == 32 else f"{value:,}"
+
+
+def _search(record: Record) -> str:
+    curve = figure_html(
+        curve_figure([record]),
+        "Best so far against evaluations",
+        "One dot an evaluation; the line is the best so far, dashed the uniform policy.",
+    )
+    scatter = figure_html(
+        scatter_figure(record),
+        "Score against cost, one dot an evaluation",
+        "Score against cost; later evaluations are stronger. Dotted: the budget.",
+    )
+    return f"<h2>The search</h2>\n{curve}\n{scatter}"
+
+
+def _commands(record: Record) -> str:
+    texts = [
+        f"<h3>{escape(purpose)}</h3><pre><code>{escape(command)}</code></pre>"
+        for purpose, command in commands(record.config, record.folder)
+    ]
+    note = "<p class='faint'>To be run where the search was: its paths are relative to that folder.</p>"
+    return "\n".join(["<h2>Commands</h2>", note, *texts])
+
+
+def _settings(record: Record) -> str:
+    tables = [f"<h3>{part}</h3>\n{_setting_table(values)}" for part, values in asdict(record.config).items()]
+    hidden = {"command", "original", "widths"}
+    facts = {name: value for name, value in _flat(record.facts).items() if name.split(".")[0] not in hidden}
+    tables.append(f"<h3>machine and versions</h3>\n{_setting_table(facts)}")
+    return f"<h2>Settings</h2>\n<details><summary>Every setting</summary>{''.join(tables)}</details>"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return result
+
+
+def _setting_table(values: Mapping[str, Any]) -> str:
+    rows = [[escape(name), escape(_setting(value))] for name, value in values.items()]
+    return table_html(["setting", "value"], rows, columns="texts")
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(str(each) for each in value) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,162 @@
+"""The sentences and numbers of a report: units, differences, and whether a gain is one."""
+
+import math
+
+from agents.report_data import Record
+from amc.costs.symbolic import ALIASES
+
+MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+COST_NAMES = {
+    "macs": "multiply-accumulates",
+    "params": "parameters",
+    "size": "size",
+    "bops": "bit-operations",
+    "latency": "latency",
+}
+_UNITS = {"macs": "MACs", "params": "", "size": "B", "bops": "bit-ops", "latency": "ms"}
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def percent(share: float) -> str:
+    """A share as `83.33 %`."""
+    return f"{share * 100:.2f}{NO_BREAK}%".replace("-", MINUS)
+
+
+def points(difference: float) -> str:
+    """A difference of shares as `+2.08 points`; what rounds to zero has no sign."""
+    return f"{_signed(difference * 100)}{NO_BREAK}points"
+
+
+def change(value: float, before: float) -> str:
+    """A relative change as `-70.00 %`."""
+    return f"{_signed((value / before - 1.0) * 100)}{NO_BREAK}%" if before else ""
+
+
+def _signed(number: float) -> str:
+    text = f"{number:+.2f}".replace("-", MINUS)
+    return "0.00" if text.endswith("0.00") and abs(number) < 0.005 else text
+
+
+def cost_scale(name: str, largest: float) -> tuple[float, str]:
+    """Divisor and unit in which costs up to `largest` read well: 16,800,000 MACs as MMACs."""
+    unit = _UNITS.get(name, "")
+    if name != "latency":
+        for divisor, prefix in _PREFIXES:
+            if largest >= divisor:
+                return divisor, prefix + unit
+    return 1.0, unit
+
+
+def cost_text(name: str, value: float, largest: float) -> str:
+    """A cost with its unit, on the scale of the largest that it is compared with."""
+    divisor, unit = cost_scale(name, largest)
+    decimals = 3 if name == "latency" else 0 if divisor == 1.0 else 2
+    return f"{value / divisor:,.{decimals}f}{NO_BREAK}{unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `48 s`, `12.5 min` or `3.2 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f}{NO_BREAK}s"
+    return f"{seconds / 60:.1f}{NO_BREAK}min" if seconds < 5400 else f"{seconds / 3600:.1f}{NO_BREAK}h"
+
+
+def status(record: Record) -> str:
+    """How far the search is."""
+    done, asked = len(record.log), record.config.search.evaluations
+    if done >= asked:
+        return f"finished: {done:,} evaluations"
+    if record.algorithm == "uniform" and done:
+        return "finished: the uniform policy is all that this searcher proposes"
+    return f"not finished: {done:,} of {asked:,} evaluations"
+
+
+def goal(record: Record) -> str:
+    """What was asked, in one sentence."""
+    problem = record.config.problem
+    limits = " and ".join(_limit(text) for text in problem.budgets)
+    if problem.goal == "accuracy":
+        return f"the best {record.score_name} with {limits}"
+    within = f", with {limits}" if limits else ""
+    return (
+        f"the smallest {COST_NAMES[problem.minimize]} that costs at most "
+        f"{points(problem.max_drop / 100).lstrip('+')} of {record.score_name}{within}"
+    )
+
+
+def _limit(budget: str) -> str:
+    """A budget as it is read aloud: `macs=0.3` as at most 30 % of the multiply-accumulates."""
+    name, _, value = (part.strip() for part in budget.partition("="))
+    name = COST_NAMES.get(ALIASES.get(name.lower(), name.lower()), name)
+    try:
+        share = float(value)
+    except ValueError:
+        share = math.inf
+    return f"at most {share * 100:g}{NO_BREAK}% of the {name}" if share <= 1 else f"{name} of at most {value}"
+
+
+def verdict(record: Record) -> list[str]:
+    """What was gained over the uniform policy and the original, in sentences that do not flatter."""
+    if record.best is None or record.uniform is None:
+        return ["Nothing has been evaluated yet."]
+    if record.best.index == 0:
+        first = f"No policy beat the uniform one in {_evaluations(record)}."
+    elif record.config.problem.goal == "accuracy":
+        first = _score_verdict(record)
+    else:
+        first = _cost_verdict(record)
+    return [first, *_test_verdict(record)]
+
+
+def _evaluations(record: Record) -> str:
+    count = len(record.log)
+    return f"{count:,} evaluation{'s' if count != 1 else ''}"
+
+
+def gain(record: Record) -> float:
+    """By how much the best policy's score is above the uniform one's, both on the reward split."""
+    return record.best.score - record.uniform.score if record.best and record.uniform else 0.0
+
+
+def is_tie(record: Record) -> bool:
+    """Whether a gain in score is below the reward split's standard error."""
+    error = record.standard_error(record.uniform.score) if record.uniform else None
+    return error is not None and abs(gain(record)) < error
+
+
+def _score_verdict(record: Record) -> str:
+    assert record.uniform is not None
+    error = record.standard_error(record.uniform.score)
+    above = f"{points(gain(record))} of {record.score_name} over the uniform policy"
+    if error is None:
+        return (
+            f"{above} on the reward split, whose number of images this run does not record: it may be chance."
+        )
+    if is_tie(record):
+        return (
+            f"A tie with the uniform policy: {points(gain(record))} of {record.score_name} is less than "
+            f"the reward split's standard error of {points(error).lstrip('+')}."
+        )
+    return f"{above} on the reward split, whose standard error is {points(error).lstrip('+')}."
+
+
+def _cost_verdict(record: Record) -> str:
+    assert record.best is not None and record.uniform is not None
+    name, original = record.config.problem.minimize, record.original
+    before, uniform, after = (each.costs[name] for each in (original, record.uniform, record.best))
+    largest = max(before, after)
+    return (
+        f"{COST_NAMES[name].capitalize()} {cost_text(name, after, largest)} instead of "
+        f"{cost_text(name, before, largest)}, "
+        f"{before / after:.2f} times less (uniform policy: {before / uniform:.2f} times), for "
+        f"{points(record.best.score - original.reward_score)} of {record.score_name} on the reward split."
+    )
+
+
+def _test_verdict(record: Record) -> list[str]:
+    if record.outdated:
+        return ["Test figures are left out: outcomes.json tells of an earlier best policy than the log."]
+    scores = [
+        f"{each.name} {percent(each.test_score)}" for each in record.networks if each.test_score is not None
+    ]
+    return [f"On the test split: {', '.join(scores)}."] if scores else []

@@ -1,0 +1,51 @@
+"""From the names in a configuration to the trained network, its task and the device."""
+
+import torch
+from torch import nn
+
+from agents.run_config import SourceConfig
+from amc.data import load_data
+from amc.errors import UserError
+from amc.models import build_model, check_fits, list_models
+from amc.models.weights import load_state, read_weights
+from amc.tasks import load_task
+from amc.tasks.base import Task
+
+SMALL_SIDE = 64
+"""Images up to this side skip the early strides that networks for large images have."""
+
+
+def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
+    """The trained model and the task that a configuration names.
+
+    Raises:
+        UserError: model, weights, data or task is missing or does not fit.
+    """
+    if source.weights is None and source.model in list_models():
+        raise UserError(
+            f"{source.model} needs trained weights: pass --weights FILE (scripts/pretrain.py makes one)."
+        )
+    # Before the data, which may take minutes to read.
+    weights = None if source.weights is None else read_weights(source.weights)
+    data = load_data(source.data, source.data_root, source.side)
+    channels, height, _ = data.shape
+    model = build_model(source.model, data.classes, channels, source.width, height <= SMALL_SIDE)
+    if source.weights is not None and weights is not None:
+        load_state(model, weights, source.weights)
+    check_fits(model, source.model, data.shape, data.classes)
+    return model, load_task(source.task, data)
+
+
+def prepare_device(source: SourceConfig) -> str:
+    """Set the thread count; returns the device for scoring.
+
+    Raises:
+        UserError: cuda is asked for and absent, or the thread count is negative.
+    """
+    if source.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU here: use --device auto or cpu.")
+    if source.threads < 0:
+        raise UserError(f"--threads must be 0 or more, not {source.threads}.")
+    if source.threads:
+        torch.set_num_threads(source.threads)
+    return "cuda" if source.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,147 @@
+"""`export_model`: the files of one compressed network, each checked in both runtimes against torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, fx, nn
+
+from amc.errors import UserError
+from amc.export.check import Agreement, check_export
+from amc.export.exporter import export_onnx, summarize
+from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from amc.quantization.uniform import NOT_QUANTIZED
+from amc.recovery.calibrate import calibrate
+from amc.slicing import clone_module
+
+FLOAT_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
+
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference of any logit, relative to the largest logit."""
+INT8_AGREEMENT = 0.99
+"""Smallest share of images on which an int8 file and its simulation see the same class."""
+COMPARABLE_DROP = 0.05
+"""A network that lost more accuracy than this has narrow margins: its int8 agreement is only reported."""
+
+Verdict = Literal["passed", "failed", "reported"]
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """One exported file and how it compares with the network in torch.
+
+    Attributes:
+        path: the file.
+        size: bytes.
+        exporter: "amc" or "torch" (`amc.export.Exported`).
+        unsupported: the operator that our own exporter lacks, or None.
+        quantization: bits to number of layers ("weights") and tensors ("activations").
+        agreement: figures by runtime.
+        verdict: whether every runtime keeps the bound; "reported" where there is none.
+    """
+
+    path: Path
+    size: int
+    exporter: str
+    unsupported: str | None
+    quantization: Mapping[str, Mapping[int, int]]
+    agreement: Mapping[str, Agreement]
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types; the path as the file's name."""
+        return {**asdict(self), "path": self.path.name}
+
+
+def export_model(
+    model: fx.GraphModule,
+    folder: Path | str,
+    images: Tensor,
+    *,
+    calibration: Sequence[Tensor],
+    drop: float,
+    policy_digest: str = "",
+) -> list[CheckedFile]:
+    """Write `model.onnx` in floats and, where anything is quantized, `model_int8.onnx`, and check both.
+
+    Args:
+        model: compressed, calibrated, in evaluation mode; compared where it lies, on the CPU.
+        folder: exists; files of these names are replaced.
+        images: [N, C, H, W] to compare torch and the runtimes on, the test split's.
+        calibration: augmented unlabeled batches; re-estimate the statistics of the network in floats.
+        drop: score that the network lost to the original, on the same images.
+        policy_digest: stored in the files.
+
+    Returns:
+        The files in the order in which they were written.
+
+    Raises:
+        UserError: the network cannot be exported.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder} to export to.")
+    quantized = any(summarize(model).values())
+    floats = without_quantization(model, calibration) if quantized else model
+    unlabeled = calibration[0] if calibration else None
+    files = [_write(floats, folder / FLOAT_FILE, images, policy_digest, unlabeled, drop)]
+    if quantized:
+        files.append(_write(model, folder / INT8_FILE, images, policy_digest, unlabeled, drop))
+    else:
+        (folder / INT8_FILE).unlink(missing_ok=True)  # of an earlier policy
+    return files
+
+
+def without_quantization(model: fx.GraphModule, calibration: Sequence[Tensor]) -> fx.GraphModule:
+    """The same network in floats, its batch-norm statistics re-estimated; `model` is not changed."""
+    floats = clone_module(model)
+    for name, module in list(floats.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            module.bits, module.calibrating = NOT_QUANTIZED, False
+        elif isinstance(module, QuantizedConv2d | QuantizedLinear):
+            floats.set_submodule(name, _plain_layer(module))
+    calibrate(floats, calibration)
+    return floats
+
+
+def _plain_layer(layer: QuantizedConv2d | QuantizedLinear) -> nn.Module:
+    """The layer as it was before a quantizer was put in front of its weight; shares its parameters."""
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    plain = kind.__new__(kind)
+    plain.__dict__.update(layer.__dict__)
+    plain._modules = {name: part for name, part in layer._modules.items() if name != "quantizer"}
+    return plain
+
+
+def _write(
+    model: fx.GraphModule, path: Path, images: Tensor, digest: str, unlabeled: Tensor | None, drop: float
+) -> CheckedFile:
+    exported = export_onnx(model, images[:1], path, policy_digest=digest, calibration=unlabeled)
+    agreement = check_export(path, model, images)
+    return CheckedFile(
+        path,
+        exported.size,
+        exported.exporter,
+        exported.unsupported,
+        exported.quantization,
+        agreement,
+        judge(agreement, exported.quantized, drop),
+    )
+
+
+def judge(agreement: Mapping[str, Agreement], quantized: bool, drop: float) -> Verdict:
+    """Whether every runtime computes what torch does.
+
+    Args:
+        agreement: figures by runtime.
+        quantized: whether the file is int8; then the classes count, otherwise the logits.
+        drop: score that the network lost to the original.
+    """
+    if not quantized:
+        good = all(figures.relative_error <= FLOAT_TOLERANCE for figures in agreement.values())
+    elif drop > COMPARABLE_DROP:
+        return "reported"
+    else:
+        good = all(figures.top1 >= INT8_AGREEMENT for figures in agreement.values())
+    return "passed" if good else "failed"

@@ -1,0 +1,184 @@
+"""Fine-tuning of a compressed network that learns from the original one, quantized where the policy says so.
+
+The compressed network is trained as it will run: every forward pass quantizes weights and activations, and
+gradients pass straight through. The original teaches it with softened outputs (Hinton, Vinyals and Dean 2015,
+"Distilling the Knowledge in a Neural Network"): L = a T^2 KL(teacher_T || student_T) + (1 - a) L_task.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.errors import UserError
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.recovery.calibrate import calibrate
+from amc.tasks.base import Task
+from amc.training import Epoch, Loss, Recipe, fit
+
+DEFAULT_RECIPE = Recipe(epochs=4, batch_size=64, lr=0.01, weight_decay=1e-4)
+"""For a trained network that has lost channels or bits: a tenth of the learning rate it was trained with."""
+
+REFIT_EVERY = 10
+"""Steps between two fits of the weights' scales: 1 % of the time of a step, and as good as after each one."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the original teaches the compressed network.
+
+    Attributes:
+        temperature: divides the logits of both before the softmax; the larger, the more the small ones count.
+        alpha: share of the teacher in the loss, 0 to 1; with 0 it is not asked at all.
+    """
+
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UserError(f"The temperature of a distillation must be positive, not {self.temperature}.")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"The teacher's share of the loss must lie in [0, 1], and {self.alpha} does not.")
+
+
+def teaching_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over a batch; a scalar.
+
+    The factor T^2 keeps its gradients as large as those of the labels, whatever T is (section 2).
+
+    Args:
+        student: logits [B, classes].
+        teacher: logits [B, classes].
+        temperature: T.
+    """
+    said, wanted = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(said, wanted, reduction="batchmean", log_target=True)
+
+
+def distilled(teacher: nn.Module, task_loss: Loss, settings: Distillation) -> Loss:
+    """The loss alpha T^2 KL + (1 - alpha) task_loss; the student runs once a batch, and so does the teacher.
+
+    Args:
+        teacher: in evaluation mode, on the device of the batches.
+        task_loss: `loss(model, x, y)`, which asks the model for its outputs on x.
+        settings: temperature and alpha.
+    """
+    if settings.alpha == 0:
+        return task_loss
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = teacher(x)
+        said = model(x)
+        if not isinstance(said, Tensor) or said.dim() != 2:
+            raise UserError("Only a classifier's logits [N, classes] can be distilled: use --alpha 0.")
+        taught = settings.alpha * teaching_loss(said, wanted, settings.temperature)
+        return taught + (1 - settings.alpha) * task_loss(_Said(said), x, y)
+
+    return loss
+
+
+class _Said(nn.Module):
+    """Stands in for a model whose outputs on a batch are known already."""
+
+    def __init__(self, outputs: Tensor):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs
+
+
+def refit_weight_scales(model: nn.Module) -> None:
+    """Fit every weight quantizer to the weight as it is now, in place."""
+    for module in model.modules():
+        if isinstance(module, QuantizedConv2d | QuantizedLinear):
+            module.quantizer.fit(module.weight)
+
+
+def fine_tune(
+    model: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    recipe: Recipe = DEFAULT_RECIPE,
+    distillation: Distillation | None = None,
+    *,
+    refit_every: int = REFIT_EVERY,
+    start_epoch: int = 0,
+    momentum: Mapping[str, Tensor] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> list[Epoch]:
+    """Train a compressed network in place on the train split, taught by the original.
+
+    Activation ranges stay as they were calibrated. Batch norms end with the running statistics of training;
+    see `settle_statistics`.
+
+    Args:
+        model: compressed and calibrated (`Evaluator.compressed`); ends in evaluation mode.
+        teacher: the original network, on the same device; its mode is changed to evaluation.
+        task: its loss and its train split are used, and nothing else of it.
+        recipe: epochs, learning rate and so on.
+        distillation: temperature and weight of the teacher.
+        refit_every: steps after which the weights' scales are fitted anew, and also after the last step. A
+            scale that is left behind clips weights that grow; fitted only at the end it changes the network
+            more than the batch norms can follow.
+        start_epoch: epochs that are done already; with `momentum`, an interrupted training goes on exactly.
+        momentum: SGD's buffers at that point (`Epoch.momentum`).
+        on_step: called with (steps done, steps in total) after each step.
+        on_epoch: called after each epoch.
+
+    Returns:
+        The epochs done in this call.
+
+    Raises:
+        UserError: the loss became NaN or infinite, or a teacher's outputs cannot be distilled.
+    """
+    if refit_every < 1:
+        raise UserError(f"Scales can be fitted anew every 1 or more steps, not every {refit_every}.")
+
+    def after_step(done: int, total: int) -> None:
+        if done % refit_every == 0 or done == total:
+            refit_weight_scales(model)
+        if on_step is not None:
+            on_step(done, total)
+
+    return fit(
+        model,
+        task.data,
+        recipe,
+        loss=distilled(teacher.eval(), task.loss, distillation or Distillation()),
+        start_epoch=start_epoch,
+        momentum=momentum,
+        on_step=after_step,
+        on_epoch=on_epoch,
+    )
+
+
+def settle_statistics(model: nn.Module, task: Task, batches: Sequence[Tensor]) -> float:
+    """Re-estimate the batch-norm statistics of a trained network where that raises its reward-split score.
+
+    After few steps the running statistics lag behind the weights, after many they are the better ones: they
+    have seen more images. In place.
+
+    Args:
+        model: a fine-tuned network in evaluation mode.
+        task: scores it; the test split is not used.
+        batches: augmented unlabeled images [N, C, H, W], on the model's device.
+
+    Returns:
+        The score on the reward split of what was kept.
+    """
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    running = task.score(model, "reward")
+    calibrate(model, batches)
+    settled = task.score(model, "reward")
+    if settled > running:
+        return settled
+    model.load_state_dict(before, strict=False)
+    return running

@@ -1,0 +1,112 @@
+"""`ProblemConfig`: what is wanted of the compressed network, in the words of the command line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from amc.costs.budget import Budget, parse_budget
+from amc.costs.symbolic import ALIASES, KNOBS_OF, Cost
+from amc.errors import UserError
+from amc.knobs import BITS, WidthKnob
+
+DEFAULT_BUDGET = "macs=0.5"
+
+
+@dataclass(frozen=True)
+class ProblemConfig:
+    """What is wanted of the compressed network."""
+
+    goal: Literal["accuracy", "cost"] = "accuracy"
+    """accuracy: the best score within the budgets; cost: the smallest cost within --max-drop."""
+    budget: tuple[str, ...] = ()
+    """Upper limits such as macs=0.5 (of the original's), size=100KB or bops=0.02; several may hold at once.
+    Costs: macs (or flops), params, size, bops. With --goal accuracy and no budget: macs=0.5."""
+    minimize: Literal["latency", "macs", "params", "size", "bops"] = "latency"
+    """The cost that --goal cost makes small; latency is measured for every policy on --target."""
+    max_drop: float = 1.0
+    """Largest loss of score, in points, that --goal cost accepts before fine-tuning."""
+    reward: Literal["default", "paper"] = "default"
+    """The reward of --goal cost: default, or the paper's -error x log(cost)."""
+    target: str = "openvino"
+    """Runtime that the network is for: openvino, onnxruntime, or package.module:factory."""
+    width_multiple: int | None = None
+    """Channel counts are multiples of this; the target's where latency counts, otherwise 1."""
+    min_channels: int = 1
+    """No layer keeps fewer output channels than this."""
+    min_keep: float = 0.1
+    """No layer keeps a smaller share of its output channels than this."""
+    freeze: tuple[str, ...] = ()
+    """Layers whose output channels are never pruned, as shell patterns: 'layer1.*'."""
+    importance: Literal["l1", "l2", "bn", "taylor"] = "l2"
+    """Which channels go first: those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
+    reconstruct: bool = True
+    """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images."""
+    weight_bits: tuple[int, ...] = ()
+    """Bits to choose from for weights, 2 to 8, or 32 for none; by default what the goal depends on."""
+    activation_bits: tuple[int, ...] = ()
+    """Bits to choose from for activations, 2 to 8, or 32 for none; by default what the goal depends on."""
+    reward_images: int = 2000
+    """Images of the reward split that score each policy."""
+    calibration_images: int = 1000
+    """Unlabeled training images for batch-norm statistics and activation ranges."""
+
+    def __post_init__(self) -> None:
+        """Check what needs neither network nor data.
+
+        Raises:
+            UserError: a value makes no sense.
+        """
+        if not self.max_drop >= 0:
+            raise UserError(f"--max-drop is a loss in points and cannot be {self.max_drop}.")
+        if min(self.reward_images, self.calibration_images) < 1:
+            raise UserError("--reward-images and --calibration-images must be at least 1.")
+        for option, value in (
+            ("--reward paper", self.reward),
+            (f"--minimize {self.minimize}", self.minimize),
+        ):
+            if self.goal != "cost" and value not in ("default", "latency"):
+                raise UserError(f"{option} says how a cost is made small; it needs --goal cost.")
+        _check_bits("--weight-bits", self.weight_bits)
+        _check_bits("--activation-bits", self.activation_bits)
+        WidthKnob(1 if self.width_multiple is None else self.width_multiple, self.min_channels, self.min_keep)
+        # Only the texts are checked here: what a fraction stands for is known with the network.
+        nothing: dict[str, Any] = dict.fromkeys(KNOBS_OF)
+        for text in self.budget:
+            read_budget(text, nothing, dict.fromkeys(KNOBS_OF, 1.0))
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets in force."""
+        return self.budget or ((DEFAULT_BUDGET,) if self.goal == "accuracy" else ())
+
+    @property
+    def active_costs(self) -> tuple[str, ...]:
+        """Names of the costs that matter: budgeted or minimised; aliases resolved."""
+        names = [text.split("=")[0].strip().lower() for text in self.budgets]
+        budgeted = tuple(ALIASES.get(name, name) for name in names)
+        return (*budgeted, self.minimize) if self.goal == "cost" else budgeted
+
+
+def _check_bits(option: str, bits: tuple[int, ...]) -> None:
+    unknown = sorted(set(bits) - set(BITS))
+    if unknown:
+        raise UserError(f"{option} must be 2 to 8, or 32 for not quantized, not {unknown[0]}.")
+
+
+def read_budget(text: str, costs: Mapping[str, Cost], original: Mapping[str, float]) -> Budget:
+    """Read one budget, such as `macs=0.5`.
+
+    Args:
+        text: what the person wrote.
+        costs: closed-form costs by name.
+        original: the uncompressed network's, by name.
+
+    Raises:
+        UserError: it cannot be read, or bounds a cost that is measured.
+    """
+    if text.strip().lower().startswith("latency"):
+        raise UserError(
+            "Latency is measured, not computed, so it cannot bound a policy step by step; use "
+            "--goal cost --minimize latency, which makes it as small as --max-drop allows."
+        )
+    return parse_budget(text, costs, original)

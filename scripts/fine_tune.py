@@ -1,0 +1,238 @@
+"""Fine-tune the best network of a run, taught by the original, and export it."""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, fx, nn
+
+from agents.run import Run, load_run
+from agents.source import SMALL_SIDE
+from amc.errors import UserError
+from amc.export.model import CheckedFile, export_model
+from amc.files import write_json
+from amc.package import MODEL_FILE, Architecture, Package, kept_by, save_package
+from amc.policy import CompressionPolicy
+from amc.recovery.fine_tune import DEFAULT_RECIPE, REFIT_EVERY, Distillation, fine_tune, settle_statistics
+from amc.training import Epoch, Recipe
+from amc.training_checkpoint import load_checkpoint, save_checkpoint
+from scripts.cli import console
+from scripts.cli import run as run_script
+from scripts.progress import print_table
+
+CHECKPOINT_FILE, FIGURES_FILE = "checkpoint.safetensors", "fine_tune.json"
+# What may differ between an interrupted fine-tuning and the one that continues it.
+FREE_TO_CHANGE = {"run", "out", "force", "resume"}
+FAILURES = {
+    "failed": "computes something else than the network in PyTorch: do not deploy it",
+    "reported": "is too far from the original's accuracy for a bound on its agreement",
+}
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Options of the fine-tuning."""
+
+    run: Path
+    """Run directory of a search; its best policy is fine-tuned."""
+    out: Path | None = None
+    """Folder to write to; fine_tuned in the run directory by default."""
+    epochs: int = DEFAULT_RECIPE.epochs
+    """Passes over the training images."""
+    batch_size: int = DEFAULT_RECIPE.batch_size
+    """Images a step."""
+    lr: float = DEFAULT_RECIPE.lr
+    """Peak learning rate, reached after 15 % of the steps and lowered along a cosine."""
+    weight_decay: float = DEFAULT_RECIPE.weight_decay
+    """L2 penalty on all weights."""
+    temperature: float = Distillation.temperature
+    """Softens the outputs of teacher and student before they are compared."""
+    alpha: float = Distillation.alpha
+    """Share of the teacher in the loss; the labels have the rest. With 0 there is no teacher."""
+    refit_every: int = REFIT_EVERY
+    """Steps after which the scales of quantized weights are fitted anew."""
+    seed: int = 0
+    """Order of images, augmentation."""
+    force: bool = False
+    """Overwrite what an earlier fine-tuning wrote, and an unfinished one."""
+    resume: bool = False
+    """Continue from the checkpoint that is written after every epoch."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder to write to."""
+        return self.out or self.run / "fine_tuned"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What an interrupted fine-tuning leaves."""
+        return self.folder / CHECKPOINT_FILE
+
+    def settings(self, policy: CompressionPolicy) -> dict[str, object]:
+        """What a continued fine-tuning must share with the interrupted one."""
+        chosen = {key: value for key, value in asdict(self).items() if key not in FREE_TO_CHANGE}
+        return {**chosen, "policy": policy.digest()}
+
+    @property
+    def recipe(self) -> Recipe:
+        """The part that the training loop wants to know."""
+        return Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+        )
+
+
+def main(options: FineTune) -> None:
+    """Fine-tune the best network of a run, taught by the original, and export it."""
+    recipe, distillation = options.recipe, Distillation(options.temperature, options.alpha)
+    check_output(options)
+    run = load_run(options.run)
+    try:
+        tune(run, run.best_policy, options, recipe, distillation)
+    except KeyboardInterrupt:
+        kept = options.checkpoint.exists()
+        raise KeyboardInterrupt("; repeat the command with --resume to go on" if kept else "") from None
+    finally:
+        run.problem.close()
+
+
+def check_output(options: FineTune) -> None:
+    """Refuse before any work what would replace something, or has nothing to go on from."""
+    package = options.folder / MODEL_FILE
+    if package.exists() and not options.force:
+        raise UserError(f"{package} exists already: pass --force to overwrite it, or another --out.")
+    if options.checkpoint.exists() and not (options.force or options.resume):
+        raise UserError(
+            f"{options.checkpoint} is an unfinished fine-tuning: pass --resume, or --force to restart."
+        )
+    if options.resume and not options.checkpoint.is_file():
+        raise UserError(f"There is no {options.checkpoint} to resume from.")
+
+
+def tune(
+    run: Run, policy: CompressionPolicy, options: FineTune, recipe: Recipe, distillation: Distillation
+) -> None:
+    """Compress, train, save, export and report."""
+    device = run.evaluator.device
+    teacher, model = run.network.copy().to(device), run.evaluator.compressed(policy)
+    scores = {"original": score(run, teacher), "compressed": score(run, model)}
+    settings = options.settings(policy)
+    start, momentum = load_checkpoint(options.checkpoint, model, settings) if options.resume else (0, {})
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {options.folder} cannot be made: {error.strerror}.") from error
+    train(run, model, teacher, options, recipe, distillation, settings, start, momentum)
+    settle_statistics(model, run.task, run.evaluator.calibration)
+    scores["fine-tuned"] = score(run, model)
+    finish(run, policy, model.cpu(), options, scores)
+
+
+def score(run: Run, model: nn.Module) -> dict[str, float]:
+    """Scores on the split that searches use and on the test split."""
+    return {split: run.task.score(model, split) for split in ("reward", "test")}
+
+
+def train(
+    run: Run,
+    model: fx.GraphModule,
+    teacher: nn.Module,
+    options: FineTune,
+    recipe: Recipe,
+    distillation: Distillation,
+    settings: dict[str, object],
+    start: int,
+    momentum: dict[str, Tensor],
+) -> None:
+    """Run the loop under a progress bar and keep a checkpoint after every epoch."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console()) as progress:
+        bar = progress.add_task(f"epoch {start + 1}/{recipe.epochs}")
+
+        def on_step(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        def on_epoch(epoch: Epoch) -> None:
+            save_checkpoint(options.checkpoint, model, epoch, settings)
+            text = f"epoch {epoch.number}/{recipe.epochs}, loss {epoch.loss:.3f}, {epoch.seconds:.1f} s"
+            progress.update(bar, description=text)
+
+        fine_tune(
+            model,
+            teacher,
+            run.task,
+            recipe,
+            distillation,
+            refit_every=options.refit_every,
+            start_epoch=start,
+            momentum=momentum,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+
+
+def finish(
+    run: Run,
+    policy: CompressionPolicy,
+    model: fx.GraphModule,
+    options: FineTune,
+    scores: dict[str, dict[str, float]],
+) -> None:
+    """Write package, ONNX files and figures, and print them; the checkpoint goes last."""
+    kept = kept_by(run.evaluator.compressors, run.network, policy)
+    save_package(options.folder, Package(model, policy, kept, architecture_of(run)), run.network)
+    files = export_model(
+        model,
+        options.folder,
+        run.task.data.normalised("test"),
+        calibration=[batch.cpu() for batch in run.evaluator.calibration],
+        drop=scores["original"]["test"] - scores["fine-tuned"]["test"],
+        policy_digest=policy.digest(),
+    )
+    figures = {
+        "settings": options.settings(policy),
+        "score": run.task.score_name,
+        "scores": scores,
+        "costs": run.evaluator.costs_of(policy),
+        "files": [file.to_json() for file in files],
+    }
+    write_json(options.folder / FIGURES_FILE, figures)
+    options.checkpoint.unlink(missing_ok=True)
+    report(run, options.folder, scores, files)
+
+
+def architecture_of(run: Run) -> Architecture:
+    """How the original of a run is built."""
+    source, data = run.config.source, run.task.data
+    small = data.shape[1] <= SMALL_SIDE
+    return Architecture(source.model, data.classes, data.shape, source.width, small)
+
+
+def report(run: Run, folder: Path, scores: dict[str, dict[str, float]], files: list[CheckedFile]) -> None:
+    """Print the scores, and every exported file with what the check of it said."""
+    table = Table("")
+    for split in ("reward-split", "test"):
+        table.add_column(f"{split} {run.task.score_name}", justify="right")
+    for name, found in scores.items():
+        table.add_row(name, f"{found['reward']:.2%}", f"{found['test']:.2%}")
+    print_table(table)
+    for file in files:
+        agreement = ", ".join(f"{figures.top1:.2%} in {name}" for name, figures in file.agreement.items())
+        print(f"{file.path} ({file.size / 1000:,.1f} kB): same class as in PyTorch for {agreement}")
+        if file.verdict in FAILURES:
+            print(f"note: {file.path.name} {FAILURES[file.verdict]}.")
+        if file.unsupported:
+            print(f"note: {file.unsupported} is not ours to export, so torch.onnx wrote {file.path.name}.")
+    print(f"weights, policy and figures in {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,40 @@
+"""What all tests share: one thread, and each reference network traced once."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from amc.models import build_model, list_models
+from amc.network import Network, trace
+
+MODELS = tuple(list_models())
+WIDTHS = {"concatnet": 0.5, "digitsnet": 0.5, "mobilenet_v1": 0.25, "mobilenet_v2": 0.25, "vgg16": 0.125}
+"""Narrower where a network can be: the same graph, traced and run faster."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Networks this small run slower on several threads, on a busy machine thirty times slower."""
+    torch.set_num_threads(1)
+
+
+@functools.cache
+def _traced(name: str) -> Network:
+    torch.manual_seed(0)
+    channels = 1 if name == "digitsnet" else 3
+    model = build_model(name, in_channels=channels, width=WIDTHS.get(name, 1.0))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics and factors that are not all alike
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return trace(model, torch.zeros(1, channels, 32, 32))
+
+
+@pytest.fixture
+def traced() -> Callable[[str], Network]:
+    """Traces a registered network, once a session; the result is shared and must not be changed."""
+    return _traced
