@@ -33,7 +33,8 @@ def policy_figure(
     if original_widths is not None:
         axes.set_ylim(0.0, 1.05)
     labels = [(each, "not quantized" if each == 32 else f"{each} bits") for each in sorted(set(bits))]
-    axes.legend(handles=[Patch(color=_bits_color(each), label=label) for each, label in labels], fontsize=7)
+    handles = [Patch(color=_bits_color(each), label=label) for each, label in labels]
+    axes.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -244,6 +244,9 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "network": problem.network.fingerprint,
         "weights": weights_digest(problem.network),
         "original": vars(problem.baseline),
+        "score_name": problem.task.score_name,
+        "reward_images": len(problem.task.data.reward),
+        "widths": {layer.name: layer.out_channels for layer in problem.network.layers},
         "threads": torch.get_num_threads(),
         "command": shlex.join(sys.argv),
     }

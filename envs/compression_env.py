@@ -46,8 +46,8 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     ## Observation
     `Box(0, 1, (N,), float32)`. T is the number of decision points (of the longest episode, where several
-    networks are given), K the number of knobs, B the number of budgets. Each static feature is divided by
-    its largest value in the network.
+    networks are given), K the number of knobs that are alive somewhere, B the number of budgets. Each
+    static feature is divided by its largest value in the network.
 
     | entries | name | meaning |
     |---|---|---|
@@ -100,12 +100,13 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
         problems = dict(problem) if isinstance(problem, Mapping) else {"network": problem}
         self._problems: dict[str, ProblemLike] = problems
         walks = {name: p.walk() for name, p in problems.items()}
-        knobs = {walk.action_size for walk in walks.values()}
-        if not walks or len(knobs) != 1:
+        knobs = {_knobs(walk) for walk in walks.values()}
+        if len(knobs) != 1:
             raise UserError("The networks of one environment need the same knobs, and there must be one.")
+        self._knobs = knobs.pop()
         self._layout = Layout(
             max(walk.layout.steps for walk in walks.values()),
-            knobs.pop(),
+            len(self._knobs),
             max(walk.layout.budgets for walk in walks.values()),
         )
         self._rewards = {name: p.make_reward() for name, p in problems.items()}
@@ -152,11 +153,12 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def _new_walk(self, name: str, budget: tuple[str, ...] | None) -> Walk:
         walk = self._problems[name].walk(budget)
-        if len(walk.budgets) > self._layout.budgets or walk.length > self._layout.steps:
+        room, needed = self._layout, (len(walk.budgets), walk.length)
+        if _knobs(walk) != self._knobs or needed[0] > room.budgets or needed[1] > room.steps:
             raise UserError(
-                f"This environment observes at most {self._layout.budgets} budgets and {self._layout.steps} "
-                f"decisions, and {' '.join(budget or ())} needs {len(walk.budgets)} and {walk.length}; make "
-                "it of a problem that has these budgets."
+                f"{' '.join(budget or ())} needs {needed[0]} budgets and {needed[1]} decisions about "
+                f"{', '.join(_knobs(walk))}, and this environment has room for {room.budgets} and "
+                f"{room.steps} about {', '.join(self._knobs)}: make it of a problem that has these budgets."
             )
         walk.layout = self._layout
         return walk
@@ -172,3 +174,8 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
             self._referenced[name] = self._budget
         result: Evaluation = evaluate([policy])[0]
         return result
+
+
+def _knobs(walk: Walk) -> tuple[str, ...]:
+    """Names of the action's entries."""
+    return tuple(walk.space.knobs[column].name for column in walk.columns)

@@ -85,12 +85,15 @@ class Problem:
     def walk(self, budgets: Sequence[str] | None = None) -> Walk:
         """A fresh decision process, under the problem's budgets or under others.
 
+        Other budgets leave the problem's knobs alive, so that the action stays what it was, and may bring
+        others to life, without which they could be out of reach.
+
         Raises:
             UserError: a budget cannot be read or reached.
         """
         chosen = self.budgets if budgets is None else self.parse_budgets(budgets)
         progress = chosen[0].cost if chosen else self.costs["macs"]
-        return Walk(self.space, chosen, self._live_under(chosen), progress)
+        return Walk(self.space, chosen, self.live | self._live_under(chosen), progress)
 
     def parse_budgets(self, texts: Sequence[str]) -> tuple[Budget, ...]:
         """Read budgets and make sure that they can be kept.
@@ -116,7 +119,6 @@ class Problem:
         self.target.close()
 
     def _live_under(self, budgets: Sequence[Budget]) -> frozenset[str]:
-        # Taken from the budgets in force, or a dead knob could keep one of them out of reach.
         live = frozenset[str]().union(*(budget.cost.knobs for budget in budgets))
         if self.config.goal == "accuracy":
             return live

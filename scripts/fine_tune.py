@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, fx, nn
 
+from agents.export import architecture_of
 from agents.run import Run, load_run
-from agents.source import SMALL_SIDE
 from amc.errors import UserError
 from amc.export.model import CheckedFile, export_model
 from amc.files import write_json
-from amc.package import MODEL_FILE, Architecture, Package, kept_by, save_package
+from amc.package import MODEL_FILE, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
 from amc.recovery.fine_tune import DEFAULT_RECIPE, REFIT_EVERY, Distillation, fine_tune, settle_statistics
 from amc.training import Epoch, Recipe
@@ -207,13 +207,6 @@ def finish(
     write_json(options.folder / FIGURES_FILE, figures)
     options.checkpoint.unlink(missing_ok=True)
     report(run, options.folder, scores, files)
-
-
-def architecture_of(run: Run) -> Architecture:
-    """How the original of a run is built."""
-    source, data = run.config.source, run.task.data
-    small = data.shape[1] <= SMALL_SIDE
-    return Architecture(source.model, data.classes, data.shape, source.width, small)
 
 
 def report(run: Run, folder: Path, scores: dict[str, dict[str, float]], files: list[CheckedFile]) -> None:

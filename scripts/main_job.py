@@ -19,7 +19,7 @@ from agents.run import Run, load_run, start_run
 from agents.run_config import CONFIG_FILE, RunConfig, SourceConfig
 from amc.export import export_onnx
 from amc.policy import CompressionPolicy
-from envs.problem import ProblemConfig
+from envs.problem_config import ProblemConfig
 from scripts.cli import run as run_script
 from scripts.main_job_page import write_main_job_page
 from scripts.progress import SearchProgress

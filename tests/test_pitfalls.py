@@ -217,7 +217,8 @@ def test_18_measured_latencies_are_replayed_and_consumed_in_proposal_order(tmp_p
 
 def test_the_searcher_plays_what_learn_would_play():
     """Asking and telling goes through the same sampling and updates as `learn` on an environment."""
-    searcher = make_searcher(ToyWalk(T), AgentConfig(warmup_evaluations=2, hidden_sizes=(16, 16)), 40)
+    config = AgentConfig(warmup_evaluations=2, hidden_sizes=(16, 16), updates_per_transition=1)
+    searcher = make_searcher(ToyWalk(T), config, 40)
     assert isinstance(searcher, OffPolicySearcher)
     for _ in range(5):
         searcher.ask(1)

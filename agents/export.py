@@ -1,0 +1,98 @@
+"""Everything that a run leaves for deployment: policy, weights, ONNX files and the actor."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from agents.actor import export_actor
+from agents.run import Run
+from agents.source import SMALL_SIDE
+from amc.errors import UserError
+from amc.export import export_onnx
+from amc.export.model import CheckedFile, export_model
+from amc.files import write_json
+from amc.package import MODEL_FILE, Architecture, Package, kept_by, save_package
+from amc.policy import CompressionPolicy
+
+EXPORT_FOLDER, FIGURES_FILE, ORIGINAL_FILE = "export", "export.json", "original.onnx"
+
+
+@dataclass(frozen=True)
+class ExportedRun:
+    """The files of an export.
+
+    Attributes:
+        folder: where they lie.
+        policy: the executed policy.
+        model: its network, compressed and calibrated.
+        original: the uncompressed network in floats, for comparison.
+        files: the compressed network's ONNX files, checked against torch.
+        weights: the package (`amc.package`).
+        actor: the actor's ONNX file; None for a searcher without one.
+    """
+
+    folder: Path
+    policy: CompressionPolicy
+    model: fx.GraphModule
+    original: Path
+    files: list[CheckedFile]
+    weights: Path
+    actor: Path | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that was written, in a sensible order to read about them."""
+        written = [self.original, *(file.path for file in self.files), self.weights]
+        return [*written, self.folder / "policy.json", *([self.actor] if self.actor else [])]
+
+    def to_json(self) -> dict[str, Any]:
+        """What the export's figures file holds."""
+        return {"policy": self.policy.digest(), "files": [file.to_json() for file in self.files]}
+
+
+def export_run(run: Run, policy: CompressionPolicy | None = None, folder: Path | None = None) -> ExportedRun:
+    """Export a policy of a run: the best one, into `export/` in the run directory, by default.
+
+    Args:
+        run: the run.
+        policy: another policy of the same network.
+        folder: where to write; is made if it does not exist.
+
+    Raises:
+        UserError: the run has no policy yet, the policy belongs to another network, or the folder cannot
+            be written to.
+    """
+    chosen = policy or run.best_policy
+    model = run.evaluator.compressed(chosen).cpu()
+    folder = folder or run.folder / EXPORT_FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    original = folder / ORIGINAL_FILE
+    export_onnx(run.network.module, run.network.example, original)
+    lost = run.task.score(run.network.copy(), "test") - run.task.score(model, "test")
+    files = export_model(
+        model,
+        folder,
+        run.task.data.normalised("test"),
+        calibration=[batch.cpu() for batch in run.evaluator.calibration],
+        drop=lost,
+        policy_digest=chosen.digest(),
+    )
+    kept = kept_by(run.evaluator.compressors, run.network, chosen)
+    save_package(folder, Package(model, chosen, kept, architecture_of(run)), run.network)
+    exported = ExportedRun(
+        folder, chosen, model, original, files, folder / MODEL_FILE, export_actor(run, folder)
+    )
+    write_json(folder / FIGURES_FILE, exported.to_json())
+    return exported
+
+
+def architecture_of(run: Run) -> Architecture:
+    """How the original of a run is built."""
+    source, data = run.config.source, run.task.data
+    small = data.shape[1] <= SMALL_SIDE
+    return Architecture(source.model, data.classes, data.shape, source.width, small)
