@@ -47,7 +47,8 @@ def show(exported: ExportedRun) -> None:
         for runtime, figures in file.agreement.items():
             print(
                 f"{file.path.name} in {runtime}: same class as PyTorch on {figures.top1:.2%} of the test "
-                f"images, largest difference {figures.relative_error:.1e} of the largest logit ({file.verdict})"
+                f"images, largest difference {figures.relative_error:.1e} of the largest logit "
+                f"({file.verdict})"
             )
         if file.unsupported:
             print(f"note: {file.unsupported} is not ours to export, so torch.onnx wrote {file.path.name}.")

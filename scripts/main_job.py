@@ -74,15 +74,16 @@ def source(options: MainJob) -> SourceConfig:
     )
 
 
-def search(folder: Path, config: RunConfig) -> tuple[Run, float]:
-    """Run or continue a search; the run and the seconds that this call took."""
-    run = load_run(folder) if (folder / CONFIG_FILE).exists() else start_run(folder, config)
+def search(folder: Path, config: RunConfig) -> tuple[Run, float | None]:
+    """Run or continue a search; the run, and the seconds of the whole search if this call did all of it."""
     started = time.perf_counter()
+    run = load_run(folder) if (folder / CONFIG_FILE).exists() else start_run(folder, config)
+    whole = len(run.log) == 0
     with SearchProgress(config.search.evaluations, run.log) as progress:
         ending = run.search(callbacks=(progress,)).ending
     if ending == "interrupted":
         raise KeyboardInterrupt("; repeat the command to go on")
-    return run, time.perf_counter() - started
+    return run, time.perf_counter() - started if whole else None
 
 
 def macs_row(options: MainJob, figures: dict[str, Any], searcher: str, seed: int) -> None:
@@ -103,8 +104,11 @@ def macs_row(options: MainJob, figures: dict[str, Any], searcher: str, seed: int
     table["uniform"], splits["uniform"] = outcomes["uniform"].test_score, outcomes["uniform"].reward_score
     table[searcher].append(outcomes[searcher].test_score)
     splits.setdefault(searcher, []).append(outcomes[searcher].reward_score)
-    table.setdefault("seconds", {}).setdefault(searcher, []).append(round(seconds, 1))
-    table["seconds_per_search"] = max(max(rows) for rows in table["seconds"].values())
+    evaluating = sum(row.seconds for row in run.log.rows)
+    table.setdefault("evaluation_seconds", {}).setdefault(searcher, []).append(round(evaluating, 1))
+    table.setdefault("threads", {}).setdefault(searcher, []).append(run.config.source.threads)
+    if seconds is not None:
+        table["seconds_per_search"] = max(round(seconds, 1), table.get("seconds_per_search", 0.0))
     table["standard_error"] = {
         "reward": standard_error(splits["uniform"], len(run.task.data.reward)),
         "test": standard_error(table["uniform"], len(run.task.data.test)),
@@ -126,9 +130,10 @@ def latency_row(options: MainJob) -> dict[str, Any]:
         AgentConfig(seed=0),
         SearchConfig(evaluations=options.latency_evaluations),
     )
-    run, seconds = search(options.runs / "latency-ddpg-seed0", config)
+    run, _ = search(options.runs / "latency-ddpg-seed0", config)
     try:
-        return measured(run) | {"search_seconds": round(seconds, 1), "evaluations": len(run.log)}
+        evaluating = round(sum(row.seconds for row in run.log.rows), 1)
+        return measured(run) | {"evaluation_seconds": evaluating, "evaluations": len(run.log)}
     finally:
         run.problem.close()
 
