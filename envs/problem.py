@@ -93,7 +93,8 @@ class Problem:
         """
         chosen = self.budgets if budgets is None else self.parse_budgets(budgets)
         progress = chosen[0].cost if chosen else self.costs["macs"]
-        return Walk(self.space, chosen, self.live | self._live_under(chosen), progress)
+        live = self.live | self._live_under(chosen)
+        return Walk(self.space, chosen, live, progress, self.config.reference_keep)
 
     def parse_budgets(self, texts: Sequence[str]) -> tuple[Budget, ...]:
         """Read budgets and make sure that they can be kept.

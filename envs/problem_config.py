@@ -25,6 +25,8 @@ class ProblemConfig:
     """The cost that --goal cost makes small; latency is measured for every policy on --target."""
     max_drop: float = 1.0
     """Largest loss of score, in points, that --goal cost accepts before fine-tuning."""
+    reference_keep: float = 0.9
+    """Keep ratio of the uniform policy, around which the search starts, where no budget bounds the widths."""
     reward: Literal["default", "paper"] = "default"
     """The reward of --goal cost: default, or the paper's -error x log(cost)."""
     target: str = "openvino"
@@ -58,6 +60,8 @@ class ProblemConfig:
         """
         if not self.max_drop >= 0:
             raise UserError(f"--max-drop is a loss in points and cannot be {self.max_drop}.")
+        if not 0 < self.reference_keep <= 1:
+            raise UserError(f"--reference-keep is a share above 0 and at most 1, not {self.reference_keep}.")
         if min(self.reward_images, self.calibration_images) < 1:
             raise UserError("--reward-images and --calibration-images must be at least 1.")
         for option, value in (

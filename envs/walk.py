@@ -42,7 +42,7 @@ class Walk:
         budgets: Sequence[Budget],
         live: Collection[str],
         progress: Cost,
-        unbounded_keep: float = 0.75,
+        unbounded_keep: float = 0.9,
         layout: Layout | None = None,
     ):
         self.space, self.budgets, self.progress = space, tuple(budgets), progress
