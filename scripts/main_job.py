@@ -19,6 +19,7 @@ from agents.run import Run, load_run, start_run
 from agents.run_config import CONFIG_FILE, RunConfig, SourceConfig
 from amc.export import export_onnx
 from amc.policy import CompressionPolicy
+from amc.targets import get_target
 from envs.problem_config import ProblemConfig
 from scripts.cli import run as run_script
 from scripts.main_job_page import write_main_job_page
@@ -47,8 +48,9 @@ class MainJob:
     """Evaluations of each search under the MACs budget."""
     latency_evaluations: int = 100
     """Evaluations of the search for latency."""
-    max_drop: float = 3.0
-    """Largest un-tuned drop on the reward split, in points, of the search for latency."""
+    max_drop: float = 4.0
+    """Largest un-tuned drop on the reward split, in points, of the search for latency. The weights know these
+    images, so drops are larger on them than on the test split."""
     threads: int = 4
     """CPU threads for scoring."""
 
@@ -123,10 +125,19 @@ def standard_error(score: float, images: int) -> float:
 
 
 def latency_row(options: MainJob) -> dict[str, Any]:
-    """Search for the fastest network within a drop, then measure it beside fp32 and int8 unpruned."""
+    """Search for the fastest int8 network within a drop, then measure it beside fp32 and int8 unpruned."""
+    with get_target("openvino") as target:
+        weight_bits = target.weight_bits_exact
     config = RunConfig(
         source(options),
-        ProblemConfig(goal="cost", minimize="latency", max_drop=options.max_drop, target="openvino"),
+        ProblemConfig(
+            goal="cost",
+            minimize="latency",
+            max_drop=options.max_drop,
+            target="openvino",
+            weight_bits=(weight_bits,),
+            activation_bits=(8,),
+        ),
         AgentConfig(seed=0),
         SearchConfig(evaluations=options.latency_evaluations),
     )
