@@ -188,7 +188,7 @@ def test_without_budgets_the_whole_range_is_open(traced):
     ones = np.ones((walk.length, 3))
     assert (episode(walk, ones) == walk.space.largest).all()
     assert (episode(walk, -ones) == walk.space.smallest).all()
-    assert episode(walk, 0 * ones)[0, 0] == 12  # 0.75 of 16
+    assert episode(walk, 0 * ones)[0, 0] == 14  # 0.9 of 16
 
 
 # Values 1, 2, 4, 8, 16, 32; the reference is 8, feasible are 2 to 32.
