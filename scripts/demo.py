@@ -17,11 +17,12 @@ from agents.export import ExportedRun, export_run
 from agents.report import write_report
 from agents.run import Run, start_run
 from agents.run_config import RunConfig, SourceConfig
+from amc.export.model import INT8_FILE
 from amc.files import write_json
 from amc.policy import CompressionPolicy
 from amc.targets import get_target
 from envs.problem_config import ProblemConfig
-from scripts import pretrain
+from scripts import fine_tune, pretrain
 from scripts.cli import run as run_script
 from scripts.evaluate import InTarget
 from scripts.progress import SearchProgress, print_table
@@ -72,7 +73,9 @@ def main(options: Demo) -> None:
     agent = search(folder / "ddpg", config)
     random = search(folder / "random", replace(config, agent=replace(config.agent, algorithm="random")))
     compare_searches(agent, random)
-    print("3. exporting to ONNX and measuring")
+    print("3. fine-tuning the agent's network, taught by the original")
+    fine_tune.main(fine_tune.FineTune(run=agent.folder))
+    print("4. exporting to ONNX and measuring")
     rows, files = measure(agent, folder)
     seconds = time.time() - started
     print_table(table_of(rows))
@@ -116,7 +119,7 @@ def compare_searches(agent: Run, random: Run) -> None:
 
 
 def measure(run: Run, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Export original, uniform and best policy; accuracy and milliseconds of the files in both runtimes.
+    """Export original, uniform and best policy; score and time them and the fine-tuned file in both runtimes.
 
     Returns:
         Rows of the table, and the files written.
@@ -125,9 +128,16 @@ def measure(run: Run, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         "uniform": export_run(run, run.log.rows[0].policy, folder / "uniform"),
         "agent": export_run(run, None, folder / "export"),
     }
-    files = {"original": exports["agent"].original} | {name: e.files[-1].path for name, e in exports.items()}
+    tuned = run.folder / "fine_tuned"
+    files = {
+        "original fp32": exports["agent"].original,
+        "uniform int8": exports["uniform"].files[-1].path,
+        "agent int8": exports["agent"].files[-1].path,
+        "agent int8, fine-tuned": tuned / INT8_FILE,
+    }
+    policies = [None, exports["uniform"].policy, exports["agent"].policy, exports["agent"].policy]
     rows: list[dict[str, Any]] = [
-        {"name": name, **costs_of(run, exports[name].policy if name in exports else None)} for name in files
+        {"name": name, **costs_of(run, policy)} for name, policy in zip(files, policies, strict=True)
     ]
     for runtime in RUNTIMES:
         with get_target(runtime) as target:
@@ -137,7 +147,7 @@ def measure(run: Run, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
                 row[f"{runtime}_reliable"] = timing.reliable
                 if runtime == run.config.problem.target:
                     row["test_accuracy"] = run.task.score(InTarget(target, file), "test")
-    return rows, written(exports)
+    return rows, [*written(exports), *sorted(tuned.iterdir())]
 
 
 def costs_of(run: Run, policy: CompressionPolicy | None) -> dict[str, float]:
@@ -161,7 +171,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
         for runtime in RUNTIMES:
             own, original = row[f"{runtime}_ms"], rows[0][f"{runtime}_ms"]
             cells += [f"{own:.3f}", f"{original / own:.2f}x"]
-        table.add_row(row["name"] + (" fp32" if row is rows[0] else " int8"), *cells)
+        table.add_row(row["name"], *cells)
     return table
 
 
