@@ -163,7 +163,8 @@ def written(exports: dict[str, ExportedRun]) -> list[Path]:
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """The before/after table."""
-    table = Table("")
+    table = Table()
+    table.add_column("", no_wrap=True)
     for heading in ("test accuracy", "MMACs", "kB", "OpenVINO ms", "speed-up", "ONNX Runtime ms", "speed-up"):
         table.add_column(heading, justify="right")
     for row in rows:
