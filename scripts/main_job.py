@@ -1,5 +1,6 @@
 """Regenerate the figures of the main job: searches on ResNet-20, by MACs and by measured latency."""
 
+import json
 import math
 import sys
 import tempfile
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from agents.config import AgentConfig, SearchConfig
-from agents.run import Run, load_run, start_run
-from agents.run_config import CONFIG_FILE, RunConfig, SourceConfig
+from agents.log import EvaluationLog
+from agents.run import LOG_FILE, OUTCOMES_FILE, Run, load_run, start_run
+from agents.run_config import CONFIG_FILE, RunConfig, SourceConfig, read_config, read_facts
 from amc.export import export_onnx
 from amc.policy import CompressionPolicy
 from amc.targets import get_target
@@ -28,6 +30,7 @@ from scripts.results_page import origin, read_figures, save_figures
 
 SEEDS = (0, 1, 2)
 SEARCHERS = ("ddpg", "random")
+CIFAR_TEST_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def search(folder: Path, config: RunConfig) -> tuple[Run, float | None]:
 def macs_row(options: MainJob, figures: dict[str, Any], searcher: str, seed: int) -> None:
     """Add one search under 50 % of the MACs to the table, unless it is there."""
     table = figures.setdefault("resnet20_macs50", {})
-    splits = table.setdefault("reward_split", {})
+    table.setdefault("reward_split", {})
     if len(table.setdefault(searcher, [])) > seed:
         return
     config = RunConfig(
@@ -100,23 +103,38 @@ def macs_row(options: MainJob, figures: dict[str, Any], searcher: str, seed: int
         AgentConfig(algorithm=searcher, seed=seed),
         SearchConfig(evaluations=options.evaluations),
     )
-    run, seconds = search(options.runs / f"macs50-{searcher}-seed{seed}", config)
-    outcomes = {outcome.name: outcome for outcome in run.outcomes()}
-    table["original"], splits["original"] = outcomes["original"].test_score, outcomes["original"].reward_score
-    table["uniform"], splits["uniform"] = outcomes["uniform"].test_score, outcomes["uniform"].reward_score
-    table[searcher].append(outcomes[searcher].test_score)
-    splits.setdefault(searcher, []).append(outcomes[searcher].reward_score)
-    evaluating = sum(row.seconds for row in run.log.rows)
+    folder = options.runs / f"macs50-{searcher}-seed{seed}"
+    if not finished(folder, options.evaluations):
+        run, seconds = search(folder, config)
+        run.problem.close()
+        if seconds is not None:
+            table["seconds_per_search"] = max(round(seconds, 1), table.get("seconds_per_search", 0.0))
+    add_row(table, folder, searcher)
+
+
+def finished(folder: Path, evaluations: int) -> bool:
+    """Whether a search has spent its evaluations and scored its outcomes."""
+    log = folder / LOG_FILE
+    return (folder / OUTCOMES_FILE).exists() and log.exists() and len(EvaluationLog(log)) >= evaluations
+
+
+def add_row(table: dict[str, Any], folder: Path, searcher: str) -> None:
+    """Add a finished run to the table."""
+    splits = table["reward_split"]
+    outcomes = {row["name"]: row for row in json.loads((folder / OUTCOMES_FILE).read_text())}
+    for name in ("original", "uniform"):
+        table[name], splits[name] = outcomes[name]["test_score"], outcomes[name]["reward_score"]
+    table[searcher].append(outcomes[searcher]["test_score"])
+    splits.setdefault(searcher, []).append(outcomes[searcher]["reward_score"])
+    evaluating = sum(row.seconds for row in EvaluationLog(folder / LOG_FILE).rows)
     table.setdefault("evaluation_seconds", {}).setdefault(searcher, []).append(round(evaluating, 1))
-    table.setdefault("threads", {}).setdefault(searcher, []).append(run.config.source.threads)
-    if seconds is not None:
-        table["seconds_per_search"] = max(round(seconds, 1), table.get("seconds_per_search", 0.0))
+    threads = read_config(folder).source.threads
+    table.setdefault("threads", {}).setdefault(searcher, []).append(threads)
     table["standard_error"] = {
-        "reward": standard_error(splits["uniform"], len(run.task.data.reward)),
-        "test": standard_error(table["uniform"], len(run.task.data.test)),
+        "reward": standard_error(splits["uniform"], read_facts(folder)["reward_images"]),
+        "test": standard_error(table["uniform"], CIFAR_TEST_IMAGES),
     }
     table["origin"] = origin()
-    run.problem.close()
 
 
 def standard_error(score: float, images: int) -> float:
