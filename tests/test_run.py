@@ -3,11 +3,6 @@
 import copy
 import functools
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +16,6 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from agents.compress import compress, finish
 from agents.config import AgentConfig, SearchConfig
 from agents.log import EvaluationLog, Row
 from agents.run import Run, load_run, start_run
@@ -30,11 +24,9 @@ from agents.run_folder import run_lock
 from amc.data import ImageData, load_data
 from amc.data.images import Split
 from amc.errors import UserError
-from amc.network import trace
 from amc.policy import CompressionPolicy
 from amc.targets import Profile, Target, Timing
 from amc.targets.machine import installed_version
-from amc.targets.meter import LatencyMeter
 from amc.tasks import ClassificationTask
 from amc.training import Recipe, fit
 from envs.problem import ProblemConfig, build_problem
@@ -330,190 +322,3 @@ def test_policy_files_that_do_not_belong_to_the_run(tmp_path: Path, whole: Run):
     other = build_problem(tiny_model(layers=4), tiny_task(), PROBLEM)
     with pytest.raises(UserError, match="made for another network"):
         other.evaluator.compressed(whole.best_policy)
-
-
-def test_compress_returns_a_smaller_working_module(tmp_path: Path):
-    model, data = tiny_model(), tiny_data()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    heard: list[int] = []
-    result = compress(
-        model,
-        data,
-        budget=["macs=0.4", "size=0.2"],
-        agent=AGENT,
-        search=SearchConfig(evaluations=6),
-        folder=tmp_path / "run",
-        callbacks=[lambda row, log: heard.append(row.index)],
-    )
-    assert heard == list(range(6)) and result.ending == "budget"
-    logits = result.model(data.normalised("test"))
-    assert logits.shape == (60, 10) and torch.isfinite(logits).all()
-    small = result.model.get_submodule("0")
-    assert isinstance(small, nn.Conv2d) and small.weight.shape[0] == result.policy["0"].values["width"] < 8
-    best = {outcome.name: outcome for outcome in result.outcomes}["ddpg"]
-    assert best.costs["macs"] <= 0.4 * result.run.network.macs
-    assert best.policy == result.policy == CompressionPolicy.load(tmp_path / "run" / "policy.json")
-    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_compress_hands_ctrl_c_on_and_says_where_to_continue(tmp_path: Path, whole: Run):
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt, match=f"policy.json, continue with --resume {folder}"):
-        compress(
-            tiny_model(),
-            tiny_data(),
-            problem=PROBLEM,
-            agent=AGENT,
-            search=SearchConfig(evaluations=12),
-            folder=folder,
-            callbacks=[InterruptAt(4)],
-        )
-    compressed = finish(load(folder))
-    assert same(folder, whole.folder) and compressed.policy == whole.best_policy
-
-
-@pytest.mark.parametrize("algorithm", ["td3", "sac", "random", "uniform"])
-def test_every_searcher_runs(tmp_path: Path, algorithm: str):
-    run = start(tmp_path / "run", config(7, algorithm=algorithm))
-    result = run.search()
-    assert (result.ending, len(run.log)) == (("exhausted", 1) if algorithm == "uniform" else ("budget", 7))
-    names = [outcome.name for outcome in run.outcomes()]
-    assert names == list(dict.fromkeys(["original", "uniform", algorithm]))
-
-
-def test_smallest_network_within_a_drop(tmp_path: Path):
-    name = "small"
-    goal = ("--goal", "cost", "--minimize", "macs", "--max-drop", 30, "--evaluations", 8)
-    assert call(*goal, "--runs", tmp_path, "--name", name) == 0
-    log = EvaluationLog(tmp_path / name / "evaluations.jsonl")
-    original = yaml.safe_load((tmp_path / name / "config.yaml").read_text())["facts"]["original"]
-    for row in log.rows:
-        excess = max(0.0, original["score"] - row.score - 0.3)
-        halvings = np.log2(original["costs"]["macs"] / row.costs["macs"])
-        assert row.reward == pytest.approx(halvings - excess / 0.01)
-
-
-LATENCY = (
-    *("--goal", "cost", "--minimize", "latency", "--max-drop", 20, "--evaluations", 8),
-    *("--target", FAKE),
-)
-
-
-def test_fastest_network_within_a_drop(tmp_path: Path):
-    assert call(*LATENCY, "--runs", tmp_path, "--name", "fast") == 0
-    outcomes = json.loads((tmp_path / "fast" / "outcomes.json").read_text())
-    original, uniform, best = (outcome["costs"]["latency"] for outcome in outcomes)
-    assert 0 < best < original and 0 < uniform < original
-    widths = {row["policy"]["decisions"][0]["values"]["width"] for row in rows(tmp_path / "fast")}
-    assert widths <= {2, 4, 6, 8}  # the target's multiple
-
-
-def test_latency_rewards_survive_a_target_that_has_become_slower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """An unreliable reference is not cached, so a resumed run must not measure it again."""
-    monkeypatch.setattr(FakeTarget, "reliable", False)
-    settings = replace(config(), problem=replace(PROBLEM, goal="cost", target=FAKE))
-    start(tmp_path / "whole", settings).search()
-    run = start(tmp_path / "cut", settings)
-    run.search([InterruptAt(6)])
-    monkeypatch.setattr(FakeTarget, "speed", 3e-4)
-    resumed = load(tmp_path / "cut")
-    assert resumed.problem.original_costs["latency"] == run.problem.original_costs["latency"]
-    resumed.search()
-    assert same(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_meter_measures_beside_the_original_and_remembers_on_disk():
-    network, target = trace(tiny_model(), tiny_task().example_input()), FakeTarget()
-    meter = LatencyMeter(network, target)
-    before = target.measured
-    policy = CompressionPolicy(network.fingerprint, ())
-    assert meter(policy, network.copy()) == pytest.approx(meter.original_ms)
-    assert meter(policy, network.copy()) == pytest.approx(meter.original_ms)
-    again = LatencyMeter(network, target)
-    assert again(policy, network.copy()) == meter.original_ms and target.measured == before + 1
-    assert [path.name for path in Path(meter._folder.name).iterdir()] == ["original.onnx"]
-    doubled = LatencyMeter(network, target, original_ms=2 * meter.original_ms)
-    assert doubled(policy, network.copy()) == pytest.approx(2 * meter.original_ms)
-    for each in (meter, again, doubled):
-        each.close()
-    assert not Path(meter._folder.name).exists()
-
-
-def test_bits_are_asked_of_the_target_only_where_weights_are_quantized(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FakeTarget, "weight_bits_exact", 7)
-
-    def notes(**settings: Any) -> tuple[str, ...]:
-        fake = replace(PROBLEM, target=FAKE, **settings)
-        return build_problem(tiny_model(), tiny_task(), fake).notes
-
-    assert notes() == ()
-    assert "at most 7 bits here" in notes(budget=("size=0.2",))[0]
-    assert "8-bit weights" in notes(weight_bits=(4, 8))[0]
-
-
-def test_ctrl_c_ends_cleanly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def interrupt(progress: object, row: Row, log: EvaluationLog) -> None:
-        if row.index == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(train_agent.SearchProgress, "__call__", interrupt)
-    folder = tmp_path / "run"
-    # A job that a shell started in the background ignores SIGINT, and so would these tests in it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert call("--evaluations", 9, "--runs", tmp_path, "--name", "run") == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("interrupted; the best policy so far is in")
-    assert said.endswith(f"continue with --resume {folder}")
-    best = EvaluationLog(folder / "evaluations.jsonl").best()
-    assert best is not None and CompressionPolicy.load(folder / "policy.json") == best.policy
-
-
-# A goal under which the best policy changes many times.
-GOAL = ["--goal", "cost", "--minimize", "macs", "--max-drop", "5", "--reference-keep", "0.75"]
-KILLED = [*TINY, *GOAL, "--evaluations", "150", "--checkpoint-every", "4"]
-
-
-def spawn(words: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    """Start train_agent; what it says goes to a file."""
-    command = [sys.executable, "-m", "scripts.train_agent", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with words.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-
-
-def kill_and_resume(tmp_path: Path, kills: int) -> None:
-    """Kill a searching process at random moments, then compare with one that was left alone."""
-    folder, words = tmp_path / "killed", tmp_path / "words.txt"
-    fresh = [*KILLED, "--runs", str(tmp_path), "--name"]
-    for _ in range(kills):
-        before = len(rows(folder)) if folder.exists() else 0
-        started = (folder / "config.yaml").exists()
-        child = spawn(words, "--resume", folder) if started else spawn(words, *fresh, "killed")
-        while child.poll() is None and not (folder.exists() and len(rows(folder)) > before):
-            time.sleep(0.01)
-        time.sleep(random.uniform(0.0, 0.4))
-        child.kill()
-        assert child.wait() == -signal.SIGKILL, f"it had ended before it was killed: {words.read_text()}"
-    assert 0 < len(rows(folder)) < 150
-    assert exit_code(train_agent.main, ["--resume", str(folder)]) == 0
-    assert exit_code(train_agent.main, [*fresh, "whole"]) == 0
-    best = EvaluationLog(folder / "evaluations.jsonl").best()
-    assert same(folder, tmp_path / "whole") and best is not None and best.index > 0
-
-
-def test_killed_at_random_moments(tmp_path: Path):
-    kill_and_resume(tmp_path, kills=3)
-
-
-@pytest.mark.slow
-def test_killed_at_many_random_moments(tmp_path: Path):
-    for series in range(5):
-        (tmp_path / str(series)).mkdir()
-        kill_and_resume(tmp_path / str(series), kills=4)
