@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import nn
 
+import tests.test_run as runs
 from agents.compress import compress, finish
 from agents.config import SearchConfig
 from agents.log import EvaluationLog, Row
@@ -45,6 +46,9 @@ from tests.test_run import (
     tiny_model,
     tiny_task,
 )
+
+# Fixtures are found by name in the module that uses them.
+_surroundings, whole = runs._surroundings, runs.whole
 
 
 def test_compress_returns_a_smaller_working_module(tmp_path: Path):
