@@ -53,7 +53,7 @@ class MainJob:
     """Evaluations of the search for latency."""
     max_drop: float = 4.0
     """Largest un-tuned drop on the reward split, in points, of the search for latency. The weights know these
-    images, so drops are larger on them than on the test split."""
+    images, so drops were larger on them than on the test split in the MACs table."""
     threads: int = 4
     """CPU threads for scoring."""
 

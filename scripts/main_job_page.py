@@ -26,7 +26,7 @@ def made_by(command: str, figures: dict[str, Any]) -> str:
     where = figures.get("origin", {})
     machine = where.get("machine", {})
     return (
-        f"```\n{command}\n```\n\nCommit {where.get('commit')}, {where.get('date')}, "
+        f"```\n{command}\n```\n\nWritten at commit {where.get('commit')}, {where.get('date')}, "
         f"{machine.get('cpu_model', machine.get('cpu', 'unknown CPU'))}, {machine.get('cores')} cores."
     )
 
@@ -79,9 +79,9 @@ def macs50(figures: dict[str, Any]) -> list[str]:
         f"Standard error of one accuracy: {error['reward']:.2%} on the reward split, {error['test']:.2%} on "
         "the test split. The weights have seen the images of the reward split in training, so it reads "
         "higher than the test split; it only ranks policies.",
-        f"A whole search takes {figures.get('seconds_per_search', math.nan):.0f} s of wall time on 4 threads "
-        "of an otherwise idle machine, start and test scoring included; rows with fewer threads ran side by "
-        "side.",
+        f"A whole search takes {figures.get('seconds_per_search', math.nan):.0f} s of wall time, start and "
+        "test scoring included (the slowest that one call of the runner did whole). Seconds of rows with "
+        "different thread counts cannot be compared: such searches shared the machine.",
         *differences(figures),
         made_by(COMMAND + " --part macs50", figures),
     ]

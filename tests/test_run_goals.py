@@ -207,7 +207,7 @@ def spawn(words: Path, *arguments: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
 
 
-def kill_and_resume(tmp_path: Path, kills: int) -> None:
+def check_killed_and_resumed(tmp_path: Path, kills: int) -> None:
     """Kill a searching process at random moments, then compare with one that was left alone."""
     folder, words = tmp_path / "killed", tmp_path / "words.txt"
     fresh = [*KILLED, "--runs", str(tmp_path), "--name"]
@@ -228,11 +228,11 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
 
 
 def test_killed_at_random_moments(tmp_path: Path):
-    kill_and_resume(tmp_path, kills=3)
+    check_killed_and_resumed(tmp_path, kills=3)
 
 
 @pytest.mark.slow
 def test_killed_at_many_random_moments(tmp_path: Path):
     for series in range(5):
         (tmp_path / str(series)).mkdir()
-        kill_and_resume(tmp_path / str(series), kills=4)
+        check_killed_and_resumed(tmp_path / str(series), kills=4)

@@ -332,7 +332,7 @@ def test_evaluations_that_draw_from_torch_do_not_disturb_the_search(tmp_path: Pa
 KILLED_BUDGET = 120
 
 
-def kill_and_resume(tmp_path: Path, kills: int) -> None:
+def check_killed_and_resumed(tmp_path: Path, kills: int) -> None:
     """Kill a searching process at random moments, then compare with one that was left alone."""
     rng = np.random.default_rng()
     processes = multiprocessing.get_context("forkserver")
@@ -356,10 +356,10 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
 
 
 def test_killed_at_random_moments(tmp_path: Path):
-    kill_and_resume(tmp_path, kills=3)
+    check_killed_and_resumed(tmp_path, kills=3)
 
 
 @pytest.mark.slow
 def test_killed_at_many_random_moments(tmp_path: Path):
     for series in range(5):
-        kill_and_resume(tmp_path / str(series), kills=4)
+        check_killed_and_resumed(tmp_path / str(series), kills=4)

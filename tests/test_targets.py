@@ -197,6 +197,7 @@ def test_cache_that_cannot_be_written_warns_and_goes_on(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="AMC_CACHE_DIR"):
         LatencyCache(tmp_path / "file" / "below").put("policy", FakeTarget(), timing(0.5))
+    assert LatencyCache(tmp_path / "file" / "below").get("policy", FakeTarget()) is None
 
 
 def test_registry_knows_the_built_in_targets_and_import_paths():

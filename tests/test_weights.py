@@ -86,7 +86,7 @@ def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def refused(model: nn.Module, path: Path, said: str) -> None:
+def check_refused(model: nn.Module, path: Path, said: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError, match=said) as caught:
         load_weights(model, path)
@@ -95,22 +95,22 @@ def refused(model: nn.Module, path: Path, said: str) -> None:
 
 
 def test_missing_and_misnamed_files(tmp_path):
-    refused(small(), tmp_path / "w.pt", "There is no weights file .*w.pt")
-    refused(small(), tmp_path / "w.onnx", r"should end in \.pt, \.pth, \.th, \.safetensors")
+    check_refused(small(), tmp_path / "w.pt", "There is no weights file .*w.pt")
+    check_refused(small(), tmp_path / "w.onnx", r"should end in \.pt, \.pth, \.th, \.safetensors")
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"GIF89a and more", b"\x80\x02}q\x00."])
 def test_foreign_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    refused(small(), tmp_path / name, "cannot be read as|holds no state dict")
+    check_refused(small(), tmp_path / name, "cannot be read as|holds no state dict")
 
 
 def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(small(), path)
     path.write_bytes(path.read_bytes()[:-5])
-    refused(small(), path, "cannot be read as a safetensors file")
+    check_refused(small(), path, "cannot be read as a safetensors file")
 
 
 class Hostile:
@@ -128,20 +128,20 @@ def test_a_hostile_file_is_refused_and_nothing_runs(tmp_path, writer):
         torch.save(content, tmp_path / "w.pt")
     else:
         (tmp_path / "w.pt").write_bytes(pickle.dumps(content))
-    refused(small(), tmp_path / "w.pt", "cannot be read as a PyTorch weights file")
+    check_refused(small(), tmp_path / "w.pt", "cannot be read as a PyTorch weights file")
     assert not (tmp_path / "witness").exists()
 
 
 def test_whole_models_and_other_content_are_refused(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    refused(small(), tmp_path / "list.pt", "holds no state dict")
+    check_refused(small(), tmp_path / "list.pt", "holds no state dict")
     torch.save({"weight": torch.zeros(2), "epoch": 3}, tmp_path / "mixed.pt")
-    refused(small(), tmp_path / "mixed.pt", "'epoch' is not a tensor")
+    check_refused(small(), tmp_path / "mixed.pt", "'epoch' is not a tensor")
 
 
 def test_a_file_of_another_model_says_what_differs(tmp_path):
     torch.save(build_model("resnet20").state_dict(), tmp_path / "w.pt")
-    refused(
+    check_refused(
         small(),
         tmp_path / "w.pt",
         r"6 missing|6 tensors: .* unknown \(conv1\.weight; bn1\.weight; .*\.\.\.\)",
@@ -149,14 +149,14 @@ def test_a_file_of_another_model_says_what_differs(tmp_path):
     state = small().state_dict()
     state["0.weight"] = torch.zeros(3, 1, 3, 3)
     torch.save(state, tmp_path / "shape.pt")
-    refused(
+    check_refused(
         small(),
         tmp_path / "shape.pt",
         r"1 of another shape \(0\.weight is \[3, 1, 3, 3\] .* \[2, 1, 3, 3\]\)",
     )
     state["0.weight"] = torch.zeros(2, 1, 3, 3, dtype=torch.int8)
     torch.save(state, tmp_path / "kind.pt")
-    refused(small(), tmp_path / "kind.pt", r"1 not floating-point \(0\.weight is int8\)")
+    check_refused(small(), tmp_path / "kind.pt", r"1 not floating-point \(0\.weight is int8\)")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -164,7 +164,9 @@ def test_not_a_number_is_refused(tmp_path, value):
     model = small()
     model[1].running_var[1] = value
     save_weights(model, tmp_path / "w.safetensors")
-    refused(small(), tmp_path / "w.safetensors", r"NaN or infinite weights in 1 tensors \(1\.running_var\)")
+    check_refused(
+        small(), tmp_path / "w.safetensors", r"NaN or infinite weights in 1 tensors \(1\.running_var\)"
+    )
 
 
 def test_weights_cannot_be_written(tmp_path):
