@@ -167,9 +167,9 @@ def build_problem(
     ]
     evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device)
     if "latency" in config.active_costs:
-        meter = LatencyMeter(network, target, original_ms=baseline.costs["latency"] if baseline else None)
+        meter = LatencyMeter(network, target, original=baseline.costs["latency"] if baseline else None)
         evaluator.latency = meter
-        original["latency"] = meter.original_ms
+        original["latency"] = meter.original
         notes += _exporter_notes(meter)
     score = baseline.score if baseline else task.score(network.copy().to(device), "reward")
     return Problem(config, task, network, space, target, costs, original, budgets, evaluator, score, notes)

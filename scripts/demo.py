@@ -143,7 +143,7 @@ def measure(run: Run, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         with get_target(runtime) as target:
             timings = target.measure(list(files.values()))
             for row, file, timing in zip(rows, files.values(), timings, strict=True):
-                row[f"{runtime}_ms"] = timing.best_ms
+                row[f"{runtime}_ms"] = timing.best
                 row[f"{runtime}_reliable"] = timing.reliable
                 if runtime == run.config.problem.target:
                     row["test_accuracy"] = run.task.score(InTarget(target, file), "test")

@@ -143,7 +143,7 @@ def table_of(rows: list[Row], score_name: str) -> Table:
             row.file.name,
             f"{row.score:.2%}",
             f"{row.size / 1000:,.1f}",
-            "" if row.timing is None else f"{row.timing.best_ms:.3f}",
+            "" if row.timing is None else f"{row.timing.best:.3f}",
             "" if row.timing is None or row.verdict is None else f"{1 / row.timing.ratio:.2f}x",
             _remark(row),
         )

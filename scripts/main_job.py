@@ -197,11 +197,11 @@ def measured(run: Run) -> dict[str, Any]:
     policy = run.best_policy
     return {
         "speedup": 1.0 / timings["agent"].ratio,
-        "speedup_over_int8": timings["int8"].best_ms / timings["agent"].best_ms,
+        "speedup_over_int8": timings["int8"].best / timings["agent"].best,
         "int8_speedup": 1.0 / timings["int8"].ratio,
         "accuracy_drop": accuracy["original"] - accuracy["agent"],
         "test_accuracy": accuracy,
-        "milliseconds": {name: timing.best_ms for name, timing in timings.items()},
+        "milliseconds": {name: timing.best for name, timing in timings.items()},
         "reliable": all(timing.reliable for timing in timings.values()),
         "macs_fraction": run.evaluator.costs_of(policy)["macs"] / problem.original_costs["macs"],
         "target": f"{problem.target.name} {problem.target.runtime_version}",

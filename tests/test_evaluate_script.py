@@ -81,7 +81,7 @@ def test_scores_and_times_a_file_beside_its_reference(
     assert compressed["score"] == pytest.approx(score(networks["compressed"]), abs=0.01)
     assert compressed["bytes"] == files["compressed"].stat().st_size
     assert original["latency"]["ratio"] == 1.0 and original["verdict"] is None
-    ratio = compressed["latency"]["best_ms"] / original["latency"]["best_ms"]
+    ratio = compressed["latency"]["best"] / original["latency"]["best"]
     assert compressed["latency"]["ratio"] == pytest.approx(ratio)
     assert compressed["verdict"] in ("faster", "slower", "no difference")
     assert (figures["target"], figures["split"], figures["images"]) == (target, "test", 360)

@@ -148,13 +148,13 @@ def test_meter_measures_beside_the_original_and_remembers_on_disk():
     meter = LatencyMeter(network, target)
     before = target.measured
     policy = CompressionPolicy(network.fingerprint, ())
-    assert meter(policy, network.copy()) == pytest.approx(meter.original_ms)
-    assert meter(policy, network.copy()) == pytest.approx(meter.original_ms)
+    assert meter(policy, network.copy()) == pytest.approx(meter.original)
+    assert meter(policy, network.copy()) == pytest.approx(meter.original)
     again = LatencyMeter(network, target)
-    assert again(policy, network.copy()) == meter.original_ms and target.measured == before + 1
+    assert again(policy, network.copy()) == meter.original and target.measured == before + 1
     assert [path.name for path in Path(meter._folder.name).iterdir()] == ["original.onnx"]
-    doubled = LatencyMeter(network, target, original_ms=2 * meter.original_ms)
-    assert doubled(policy, network.copy()) == pytest.approx(2 * meter.original_ms)
+    doubled = LatencyMeter(network, target, original=2 * meter.original)
+    assert doubled(policy, network.copy()) == pytest.approx(2 * meter.original)
     for each in (meter, again, doubled):
         each.close()
     assert not Path(meter._folder.name).exists()

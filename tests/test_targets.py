@@ -36,16 +36,16 @@ class FakeMachine:
 
 
 def timing(ratio, rounds=(1.0, 1.0), reliable=True):
-    return Timing(best_ms=min(rounds), rounds_ms=tuple(rounds), ratio=ratio, reliable=reliable, attempts=1)
+    return Timing(best=min(rounds), rounds=tuple(rounds), ratio=ratio, reliable=reliable, attempts=1)
 
 
 def test_minima_and_ratios_are_those_of_the_models():
     machine = FakeMachine()
     reference, half = measure([machine.model("a", 2e-3), machine.model("b", 1e-3)], machine.clock)
-    assert reference.best_ms == pytest.approx(2.0) and half.best_ms == pytest.approx(1.0)
+    assert reference.best == pytest.approx(2.0) and half.best == pytest.approx(1.0)
     assert reference.ratio == 1.0 and half.ratio == pytest.approx(0.5)
     assert reference.reliable and reference.attempts == 1
-    assert len(half.rounds_ms) == Settings().rounds >= 10
+    assert len(half.rounds) == Settings().rounds >= 10
 
 
 def test_at_least_150_runs_in_rounds_that_interleave_and_alternate():
@@ -69,9 +69,9 @@ def test_run_counts_adapt_to_the_cost():
 def test_drift_of_the_reference_triggers_another_try():
     machine = FakeMachine(slow=lambda now: 1.5 if now < 1.0 else 1.0)
     calls = [machine.model("a", 2e-3), machine.model("b", 1e-3)]
-    reference, half = measure(calls, machine.clock, reference_best_ms=2.0)
+    reference, half = measure(calls, machine.clock, reference_best=2.0)
     assert reference.attempts == 2 and reference.reliable
-    assert reference.best_ms == pytest.approx(2.0) and half.ratio == pytest.approx(0.5)
+    assert reference.best == pytest.approx(2.0) and half.ratio == pytest.approx(0.5)
 
 
 def test_a_slow_phase_that_ends_in_the_last_round_is_noticed():
@@ -85,22 +85,22 @@ def test_a_slow_phase_that_ends_in_the_last_round_is_noticed():
 def test_drift_of_up_to_three_percent_is_accepted():
     for slow, attempts in ((1.02, 1), (1.04, 5)):
         machine = FakeMachine(slow=lambda now, slow=slow: slow)
-        (result,) = measure([machine.model("a", 1e-3)], machine.clock, reference_best_ms=1.0)
+        (result,) = measure([machine.model("a", 1e-3)], machine.clock, reference_best=1.0)
         assert result.attempts == attempts and result.reliable == (attempts == 1)
 
 
 def test_five_tries_then_unreliable_with_the_fastest_try():
     machine = FakeMachine(slow=lambda now: 1.3 if 1.0 < now < 2.0 else 1.5)
     calls = [machine.model("a", 2e-3), machine.model("b", 1e-3)]
-    results = measure(calls, machine.clock, reference_best_ms=2.0)
+    results = measure(calls, machine.clock, reference_best=2.0)
     assert [r.attempts for r in results] == [5, 5] and not any(r.reliable for r in results)
-    assert results[0].best_ms == pytest.approx(2.6) and results[1].ratio == pytest.approx(0.5)
+    assert results[0].best == pytest.approx(2.6) and results[1].ratio == pytest.approx(0.5)
 
 
 def test_no_try_is_started_that_would_not_end_in_time():
     machine = FakeMachine()
     settings = Settings(time_limit_s=10.0)
-    (result,) = measure([machine.model("a", 30e-3)], machine.clock, settings=settings, reference_best_ms=1.0)
+    (result,) = measure([machine.model("a", 30e-3)], machine.clock, settings=settings, reference_best=1.0)
     assert result.attempts == 2 and not result.reliable and machine.now <= 10.0
 
 

@@ -12,7 +12,10 @@ from amc.targets.calibration import Profile
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor, fx
     from typing_extensions import Self
+
+    from amc.export import Exported
 
 DEFAULT_TIME_LIMIT_S = 30.0
 """Seconds one call of `Target.measure` may spend on timing, all tries together."""
@@ -23,15 +26,15 @@ class Timing:
     """The latency of one file at batch 1, measured in the same rounds as a reference file.
 
     Attributes:
-        best_ms: smallest time of one inference, in milliseconds.
-        rounds_ms: smallest time of each round, in milliseconds, in the order of the rounds.
-        ratio: `best_ms` divided by the reference's (the first file's); 1.0 for the reference itself.
+        best: smallest cost of one inference, in the target's unit: milliseconds, or millions of instructions.
+        rounds: smallest cost of each round, in the order of the rounds.
+        ratio: `best` divided by the reference's (the first file's); 1.0 for the reference itself.
         reliable: False if the reference never came within 3 % of its best, or time ran out.
         attempts: how many times all rounds were run, the kept one included.
     """
 
-    best_ms: float
-    rounds_ms: tuple[float, ...]
+    best: float
+    rounds: tuple[float, ...]
     ratio: float
     reliable: bool
     attempts: int
@@ -39,8 +42,8 @@ class Timing:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
-            "best_ms": self.best_ms,
-            "rounds_ms": list(self.rounds_ms),
+            "best": self.best,
+            "rounds": list(self.rounds),
             "ratio": self.ratio,
             "reliable": self.reliable,
             "attempts": self.attempts,
@@ -52,8 +55,8 @@ class Timing:
         if not isinstance(data["reliable"], bool):
             raise TypeError("reliable must be true or false")
         return cls(
-            best_ms=float(data["best_ms"]),
-            rounds_ms=tuple(float(value) for value in data["rounds_ms"]),
+            best=float(data["best"]),
+            rounds=tuple(float(value) for value in data["rounds"]),
             ratio=float(data["ratio"]),
             reliable=data["reliable"],
             attempts=int(data["attempts"]),
@@ -69,10 +72,14 @@ class Target(ABC):
     Attributes:
         name: the name people give on the command line; part of every cache key and result.
         profile: channel steps and bit widths that pay off; data, so that a calibration can replace it.
+        unit: what `Timing.best` counts: "ms", or "M instructions" on a target that counts instead of timing.
+        file_suffix: of the files that it reads.
     """
 
     name: str
     profile: Profile
+    unit: str = "ms"
+    file_suffix: str = ".onnx"
 
     @property
     def width_multiple(self) -> int:
@@ -129,6 +136,21 @@ class Target(ABC):
         Raises:
             UserError: the file is missing, the runtime refuses it, or the shapes do not fit.
         """
+
+    def export(self, module: "fx.GraphModule", example: "Tensor", path: Path) -> "Exported":
+        """Write a traced network as a file that this target reads; ONNX unless a target says otherwise.
+
+        Args:
+            module: in evaluation mode, calibrated where it is quantized; not changed.
+            example: one input [1, ...].
+            path: file to write, replaced in one step.
+
+        Raises:
+            UserError: the network cannot be exported.
+        """
+        from amc.export import export_onnx  # imports torch, which the measuring process does without
+
+        return export_onnx(module, example, path)
 
     def close(self) -> None:  # noqa: B027 - a target that holds no process has nothing to close
         """Release processes; the target starts them again if it is used again."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import fx
 
-from amc.export import export_onnx
 from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.targets.base import Target, Timing
@@ -20,10 +19,10 @@ class LatencyMeter:
         network: the traced network; its fp32 export is the reference of every measurement.
         target: the runtime.
         cache: where timings are kept between runs.
-        original_ms: latency of the reference, where an earlier part of the run has measured it.
+        original: latency of the reference, where an earlier part of the run has measured it.
 
     Attributes:
-        original_ms: latency of the reference, in milliseconds.
+        original: latency of the reference, in the target's unit.
         exported: what became of the reference; says whether the fallback exporter was needed.
 
     Raises:
@@ -35,25 +34,25 @@ class LatencyMeter:
         network: Network,
         target: Target,
         cache: LatencyCache | None = None,
-        original_ms: float | None = None,
+        original: float | None = None,
     ):
         self.network, self.target = network, target
         self.cache = cache or LatencyCache()
         self._folder = tempfile.TemporaryDirectory(prefix="amc-latency-")
-        self._reference = Path(self._folder.name) / "original.onnx"
-        self.exported = export_onnx(network.module, network.example, self._reference)
+        self._reference = Path(self._folder.name) / f"original{target.file_suffix}"
+        self.exported = target.export(network.module, network.example, self._reference)
         self._digest = hashlib.sha256(self._reference.read_bytes()).hexdigest()[:16]
         # An unreliable timing is not cached, so a resumed run would otherwise measure another one, and its
         # logged rewards would no longer follow from its logged latencies.
-        self.original_ms = self._timing("original", None).best_ms if original_ms is None else original_ms
+        self.original = self._timing("original", None).best if original is None else original
 
     def __call__(self, policy: CompressionPolicy, model: fx.GraphModule) -> float:
-        """Milliseconds of a policy's network, calibrated and in evaluation mode; it is moved to the CPU.
+        """Latency of a policy's network, calibrated and in evaluation mode; it is moved to the CPU.
 
         Both are measured in the same rounds; the ratio is what counts, so it is given in units of the
         reference's latency of this run.
         """
-        return self._timing(policy.digest(), model).ratio * self.original_ms
+        return self._timing(policy.digest(), model).ratio * self.original
 
     def _timing(self, name: str, model: fx.GraphModule | None) -> Timing:
         digest = f"{self._digest}-{name}"
@@ -67,9 +66,9 @@ class LatencyMeter:
     def _measure(self, name: str, model: fx.GraphModule | None) -> Timing:
         if model is None:
             return self.target.measure([self._reference])[0]
-        file = Path(self._folder.name) / f"{name}.onnx"
+        file = Path(self._folder.name) / f"{name}{self.target.file_suffix}"
         try:
-            export_onnx(model.cpu(), self.network.example, file)
+            self.target.export(model.cpu(), self.network.example, file)
             return self.target.measure([self._reference, file])[1]
         finally:
             file.unlink(missing_ok=True)

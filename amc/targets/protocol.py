@@ -58,7 +58,7 @@ def measure(
     clock: Clock,
     *,
     settings: Settings | None = None,
-    reference_best_ms: float | None = None,
+    reference_best: float | None = None,
 ) -> list[Timing]:
     """Time several models in interleaved rounds; the first is the reference.
 
@@ -66,7 +66,7 @@ def measure(
         calls: each runs one inference of one model.
         clock: seconds, monotonic.
         settings: the protocol's numbers.
-        reference_best_ms: the reference's best time in earlier measurements, if there were any.
+        reference_best: the reference's best time in earlier measurements, if there were any.
 
     Returns:
         One timing a model, in order. If no try passes, those of the try whose reference was fastest, marked
@@ -75,13 +75,13 @@ def measure(
     settings = settings or Settings()
     start = clock()
     runs, complete = runs_per_round(_cost_of_one_run(calls, clock), settings)
-    best, kept, kept_steady = reference_best_ms or math.inf, [], math.inf
+    best, kept, kept_steady = reference_best or math.inf, [], math.inf
     for attempt in range(1, settings.max_attempts + 1):
         attempt_start = clock()
         rounds = [_one_round(calls, clock, runs, backwards=bool(i % 2)) for i in range(settings.rounds)]
         timings = _summary(rounds, complete, attempt)
-        best = min(best, timings[0].best_ms)
-        steady = sorted(timings[0].rounds_ms)[settings.steady_rounds - 1]
+        best = min(best, timings[0].best)
+        steady = sorted(timings[0].rounds)[settings.steady_rounds - 1]
         if steady <= best * (1 + settings.drift):
             return timings
         if steady < kept_steady:
@@ -124,9 +124,9 @@ def compare(candidate: Timing, baseline: Timing) -> Verdict:
 def noise(timing: Timing) -> float:
     """Return the relative uncertainty of one timing: how much its even and odd rounds disagree."""
     floor = 0.0 if timing.reliable else UNRELIABLE_NOISE
-    if len(timing.rounds_ms) < 2:
+    if len(timing.rounds) < 2:
         return floor
-    even, odd = min(timing.rounds_ms[::2]), min(timing.rounds_ms[1::2])
+    even, odd = min(timing.rounds[::2]), min(timing.rounds[1::2])
     return max(floor, abs(even - odd) / min(even, odd))
 
 
@@ -158,4 +158,4 @@ def _summary(rounds: Sequence[Sequence[float]], reliable: bool, attempt: int) ->
 
 
 def _unreliable(timing: Timing, attempts: int) -> Timing:
-    return Timing(timing.best_ms, timing.rounds_ms, timing.ratio, False, attempts)
+    return Timing(timing.best, timing.rounds, timing.ratio, False, attempts)

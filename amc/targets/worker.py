@@ -49,7 +49,9 @@ class Worker:
 
     def __init__(self, load: "Load", core: int):
         self.core = core
-        self._reference_ms: dict[FileKey, deque[float]] = defaultdict(lambda: deque(maxlen=REFERENCE_MEMORY))
+        self._reference_best: dict[FileKey, deque[float]] = defaultdict(
+            lambda: deque(maxlen=REFERENCE_MEMORY)
+        )
         # The reference is used in every measurement, so it is never the one that is dropped.
         self._session = functools.lru_cache(maxsize=SESSIONS_KEPT)(lambda key, batch: load(key[0], batch))
 
@@ -68,15 +70,15 @@ class Worker:
         keys = [_file_key(file) for file in files]
         sessions = [self._session(key, 1) for key in keys]
         calls = [session.bind(_noise_input(session)) for session in sessions]
-        memory = self._reference_ms[keys[0]]
+        memory = self._reference_best[keys[0]]
         with core_lock(self.core):
             timings = measure(
                 calls,
                 time.perf_counter,
                 settings=Settings(time_limit_s=time_limit_s),
-                reference_best_ms=min(memory, default=None),
+                reference_best=min(memory, default=None),
             )
-        memory.append(timings[0].best_ms)
+        memory.append(timings[0].best)
         return timings
 
     def run(self, file: str, inputs: str, outputs: str) -> list[int]:
