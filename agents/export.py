@@ -1,4 +1,4 @@
-"""Everything that a run leaves for deployment: policy, weights, ONNX files and the actor."""
+"""Everything that a run leaves for deployment: policy, weights, the network's files and the actor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,7 @@ from agents.actor import export_actor
 from agents.run import Run
 from agents.source import SMALL_SIDE
 from amc.errors import UserError
-from amc.export import export_onnx
-from amc.export.model import CheckedFile, export_model
+from amc.export.model import CheckedFile, export_model, formats_for, write_file
 from amc.files import write_json
 from amc.package import MODEL_FILE, Architecture, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
@@ -27,8 +26,9 @@ class ExportedRun:
         folder: where they lie.
         policy: the executed policy.
         model: its network, compressed and calibrated.
-        original: the uncompressed network in floats, for comparison.
-        files: the compressed network's ONNX files, checked against torch.
+        originals: the uncompressed network in floats, for comparison; ONNX first, then what the run's target
+            reads if that is another format.
+        files: the compressed network's files in the same formats, checked against torch.
         weights: the package (`amc.package`).
         actor: the actor's ONNX file; None for a searcher without one.
     """
@@ -36,15 +36,20 @@ class ExportedRun:
     folder: Path
     policy: CompressionPolicy
     model: fx.GraphModule
-    original: Path
+    originals: list[Path]
     files: list[CheckedFile]
     weights: Path
     actor: Path | None
 
     @property
+    def original(self) -> Path:
+        """The uncompressed network as ONNX."""
+        return self.originals[0]
+
+    @property
     def paths(self) -> list[Path]:
         """Every file that was written, in a sensible order to read about them."""
-        written = [self.original, *(file.path for file in self.files), self.weights]
+        written = [*self.originals, *(file.path for file in self.files), self.weights]
         return [*written, self.folder / "policy.json", *([self.actor] if self.actor else [])]
 
     def to_json(self) -> dict[str, Any]:
@@ -71,8 +76,10 @@ def export_run(run: Run, policy: CompressionPolicy | None = None, folder: Path |
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be made: {error.strerror}.") from error
-    original = folder / ORIGINAL_FILE
-    export_onnx(run.network.module, run.network.example, original)
+    formats = formats_for(run.problem.target.file_suffix)
+    originals = [(folder / ORIGINAL_FILE).with_suffix(suffix) for suffix in formats]
+    for path in originals:
+        write_file(run.network.module, run.network.example, path)
     lost = run.task.score(run.network.copy(), "test") - run.task.score(model, "test")
     files = export_model(
         model,
@@ -81,11 +88,12 @@ def export_run(run: Run, policy: CompressionPolicy | None = None, folder: Path |
         calibration=[batch.cpu() for batch in run.evaluator.calibration],
         drop=lost,
         policy_digest=chosen.digest(),
+        formats=formats,
     )
     kept = kept_by(run.evaluator.compressors, run.network, chosen)
     save_package(folder, Package(model, chosen, kept, architecture_of(run)), run.network)
     exported = ExportedRun(
-        folder, chosen, model, original, files, folder / MODEL_FILE, export_actor(run, folder)
+        folder, chosen, model, originals, files, folder / MODEL_FILE, export_actor(run, folder)
     )
     write_json(folder / FIGURES_FILE, exported.to_json())
     return exported

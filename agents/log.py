@@ -25,6 +25,8 @@ class Row:
         seconds: spent on measuring; 0 when the policy was met before.
         cached: the policy was met before.
         best_index: index of the highest reward up to this row.
+        latency_source: whether the latency was "measured", "unreliable" or "predicted"; "" without one.
+        feasible: no measurement says that it misses a budget.
         metrics: the searcher's figures at the proposal (`sigma`, `critic_loss`, `actor_loss`).
     """
 
@@ -36,12 +38,15 @@ class Row:
     seconds: float
     cached: bool
     best_index: int
+    latency_source: str = ""
+    feasible: bool = True
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def evaluation(self) -> Evaluation:
         """The evaluation as it was returned."""
-        return Evaluation(self.policy, self.score, dict(self.costs), self.seconds, self.cached)
+        costs = dict(self.costs)
+        return Evaluation(self.policy, self.score, costs, self.seconds, self.cached, self.latency_source)
 
     @property
     def digest(self) -> str:
@@ -103,13 +108,23 @@ class EvaluationLog:
         return self._by_digest.get(digest)
 
     def best(self) -> Row | None:
-        """The row with the highest reward, the earliest of equals; None in an empty log."""
+        """The feasible row with the highest reward, the earliest of equals; None in an empty log.
+
+        As long as no row is feasible, the fastest that was measured.
+        """
         return self.rows[self.rows[-1].best_index] if self.rows else None
 
-    def add(self, evaluation: Evaluation, reward: float, metrics: Mapping[str, float]) -> Row:
+    def would_lead(self, reward: float) -> bool:
+        """Whether a feasible row with this reward would be the best."""
+        best = self.best()
+        return best is None or not best.feasible or reward > best.reward
+
+    def add(
+        self, evaluation: Evaluation, reward: float, metrics: Mapping[str, float], feasible: bool = True
+    ) -> Row:
         """Append an evaluation, and return its row once it is safely on disk."""
         best, index = self.best(), len(self.rows)
-        improved = best is None or reward > best.reward
+        improved = self.would_lead(reward) if feasible else _faster(evaluation, best)
         row = Row(
             index=index,
             policy=evaluation.policy,
@@ -119,6 +134,8 @@ class EvaluationLog:
             seconds=evaluation.seconds,
             cached=evaluation.cached,
             best_index=index if best is None or improved else best.index,
+            latency_source=evaluation.latency_source,
+            feasible=feasible,
             metrics=dict(metrics),
         )
         self._write(json.dumps(row.to_json()).encode() + b"\n")
@@ -132,3 +149,8 @@ class EvaluationLog:
             file.flush()
             os.fsync(file.fileno())
         self._whole_bytes += len(line)
+
+
+def _faster(evaluation: Evaluation, best: Row | None) -> bool:
+    """Whether an evaluation that misses a budget is the fastest while none keeps it."""
+    return best is None or (not best.feasible and evaluation.costs["latency"] < best.costs["latency"])

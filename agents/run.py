@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from agents.latency_file import read_latency, write_latency
 from agents.log import EvaluationLog, Row
 from agents.outcome import Outcome, final_figures
 from agents.run_config import RunConfig, continued, read_config, read_facts, write_config
@@ -19,12 +20,13 @@ from agents.search import POLICY_FILE, Callback, SearchResult, search
 from agents.searcher import Searcher, check_searcher, make_searcher
 from agents.source import load_source, prepare_device
 from agents.tensorboard import TensorBoardWriter
+from amc.costs.latency.sampling import Progress
 from amc.errors import UserError
 from amc.evaluate import Evaluator
 from amc.files import write_json
 from amc.network import Network
 from amc.policy import CompressionPolicy
-from amc.targets import describe_machine, get_target
+from amc.targets import Profile, describe_machine, get_target
 from amc.targets.machine import cpu_model, installed_version
 from amc.tasks.base import Task
 from envs.problem import Baseline, Problem, build_problem
@@ -123,6 +125,7 @@ class Run:
                 proposals_per_round=settings.proposals_per_round,
                 callbacks=(writer, *callbacks),
                 stop=stop,
+                latency=self.problem.confirmation(),
             )
             if result.ending != "interrupted":
                 final = final_figures(result, self.outcomes())
@@ -159,7 +162,11 @@ class Run:
 
 
 def start_run(
-    folder: Path, config: RunConfig, model: nn.Module | None = None, task: Task | None = None
+    folder: Path,
+    config: RunConfig,
+    model: nn.Module | None = None,
+    task: Task | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Run:
     """Set up a new run; its directory is made last, when nothing can fail any more.
 
@@ -167,18 +174,21 @@ def start_run(
         folder: the run directory; must not exist or be empty.
         config: every setting.
         model, task: given as objects where no configuration names them.
+        progress: hears of the random policies that are measured for a latency budget.
 
     Raises:
         UserError: anything does not fit.
     """
     check_new_folder(folder)
     check_searcher(config.agent.algorithm)
-    problem = _open_problem(config, model, task, None)
+    problem = _open_problem(config, model, task, progress=progress)
     try:
         if problem.walk().length == 0:
             raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")
         check_new_folder(folder)  # again: another process may have taken the name in the meantime
         folder.mkdir(parents=True, exist_ok=True)
+        if "latency" in config.problem.active_costs:
+            write_latency(folder, problem.target.profile, problem.baseline.samples)
         write_config(folder, config, run_facts(problem))
     except BaseException:
         problem.close()
@@ -207,8 +217,10 @@ def load_run(
     """
     config = continued(read_config(folder), evaluations, time_budget)
     facts = read_facts(folder)
-    baseline = Baseline(facts["original"]["score"], facts["original"]["costs"])
-    problem = _open_problem(config, model, task, baseline)
+    measured = read_latency(folder)
+    samples = measured.samples if measured else ()
+    baseline = Baseline(facts["original"]["score"], facts["original"]["costs"], samples)
+    problem = _open_problem(config, model, task, baseline, measured.profile if measured else None)
     now = {"network": problem.network.fingerprint, "weights": weights_digest(problem.network)}
     changed = [name for name, value in now.items() if facts[name] != value]
     if changed:
@@ -220,16 +232,23 @@ def load_run(
 
 
 def _open_problem(
-    config: RunConfig, model: nn.Module | None, task: Task | None, baseline: Baseline | None
+    config: RunConfig,
+    model: nn.Module | None,
+    task: Task | None,
+    baseline: Baseline | None = None,
+    profile: Profile | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Problem:
     """Build what a run works on; what can be refused cheaply is, before any data are read."""
     device = prepare_device(config.source)
     target = get_target(config.problem.target)
     target.runtime_version  # noqa: B018 - asked for here, so that a missing runtime is noticed here
+    if profile is not None:
+        target.adopt(profile)
     if model is None or task is None:
         model, task = load_source(config.source)
     try:
-        return build_problem(model, task, config.problem, device, target, baseline)
+        return build_problem(model, task, config.problem, device, target, baseline, progress)
     except BaseException:
         target.close()
         raise
@@ -243,7 +262,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "target_version": problem.target.runtime_version,
         "network": problem.network.fingerprint,
         "weights": weights_digest(problem.network),
-        "original": vars(problem.baseline),
+        "original": {"score": problem.baseline.score, "costs": problem.baseline.costs},
         "score_name": problem.task.score_name,
         "reward_images": len(problem.task.data.reward),
         "widths": {layer.name: layer.out_channels for layer in problem.network.layers},

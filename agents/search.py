@@ -27,6 +27,19 @@ class Reward(Protocol):
         """The reward; the same for the same evaluation."""
 
 
+class Latency(Protocol):
+    """What a search under a latency budget needs besides predictions."""
+
+    def measure(self, evaluation: Evaluation) -> Evaluation:
+        """The same evaluation with a measured latency."""
+
+    def keeps(self, evaluation: Evaluation) -> bool:
+        """Whether no measurement says that the evaluation misses the budget."""
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """Hear of every evaluation, in the order of the log."""
+
+
 Evaluate = Callable[[list[CompressionPolicy]], list[Evaluation]]
 Callback = Callable[[Row, EvaluationLog], None]
 Ending = Literal["budget", "exhausted", "time", "stopped", "interrupted"]
@@ -63,6 +76,7 @@ def search(
     proposals_per_round: int = 1,
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
+    latency: Latency | None = None,
 ) -> SearchResult:
     """Search until the budget is spent, from wherever the log and the checkpoint beside it end.
 
@@ -82,6 +96,7 @@ def search(
         proposals_per_round: policies asked and evaluated together.
         callbacks: called with each new row, not with rows that the log already held.
         stop: asked before each round.
+        latency: under a latency budget; what would be the best is measured before its reward is stored.
 
     Raises:
         UserError: the log or the checkpoint belongs to another configuration or seed, or a reward is not
@@ -89,7 +104,7 @@ def search(
     """
     _check_rewards(reward, log)
     _write_best(log)
-    loop = _Loop(searcher, evaluate, reward, log, callbacks, checkpoint_every)
+    loop = _Loop(searcher, evaluate, reward, log, callbacks, checkpoint_every, latency)
     try:
         ending = _run(loop, budget_evaluations, proposals_per_round, _Pace(time_budget, log), stop)
     except KeyboardInterrupt:
@@ -147,8 +162,10 @@ class _Loop:
         log: EvaluationLog,
         callbacks: Sequence[Callback],
         checkpoint_every: int,
+        latency: Latency | None,
     ):
         self.searcher, self.evaluate, self.reward, self.log = searcher, evaluate, reward, log
+        self.latency = latency
         self.callbacks, self.checkpoint_every = callbacks, checkpoint_every
         self.folder = log.path.parent / CHECKPOINT_FOLDER
         self.told = self.saved = 0
@@ -158,6 +175,7 @@ class _Loop:
         policies = self.searcher.ask(n)
         known = self._logged(policies)
         rows = known + self._measure(policies[len(known) :])
+        self._learn(rows)
         if rows:
             self.searcher.tell([row.evaluation for row in rows], [row.reward for row in rows])
         self.told += len(rows)
@@ -189,20 +207,37 @@ class _Loop:
             assert earlier is not None
             measured = replace(earlier.evaluation, seconds=0.0, cached=True)
         index = len(self.log)
-        if index == 0:
-            self.reward.set_reference(measured)
-        reward = self.reward(measured)
+        measured, reward = self._judge(measured, first=index == 0)
         if not math.isfinite(reward):
             raise UserError(
                 f"The reward of evaluation {index} is {reward}, not a finite number; its score is "
                 f"{measured.score} and its costs are {measured.costs}."
             )
-        row = self.log.add(measured, reward, self.searcher.metrics(index))
+        feasible = self.latency is None or self.latency.keeps(measured)
+        row = self.log.add(measured, reward, self.searcher.metrics(index), feasible)
         if row.best_index == index:
             _write_best(self.log)
         for callback in self.callbacks:
             callback(row, self.log)
         return row
+
+    def _judge(self, evaluation: Evaluation, first: bool) -> tuple[Evaluation, float]:
+        """The evaluation and its reward; with a measured latency if it would be the best."""
+        if first:
+            self.reward.set_reference(evaluation)
+        reward = self.reward(evaluation)
+        predicted = evaluation.latency_source == "predicted"
+        if self.latency is None or not predicted or not self.log.would_lead(reward):
+            return evaluation, reward
+        started = time.perf_counter()
+        measured = self.latency.measure(evaluation)
+        seconds = evaluation.seconds + time.perf_counter() - started
+        return replace(measured, seconds=seconds), self.reward(measured)
+
+    def _learn(self, rows: Sequence[Row]) -> None:
+        if self.latency is not None:
+            for row in rows:
+                self.latency.learn(row.evaluation)
 
     def save(self) -> None:
         """Write the searcher's state; between rounds only."""
@@ -230,6 +265,7 @@ class _Loop:
             raise UserError(
                 f"{self.folder} does not fit this search and {self.log.path.name}: {error}."
             ) from error
+        self._learn(self.log.rows[:told])
         self.told = self.saved = told
 
     def _identity(self, told: int) -> dict[str, Any]:

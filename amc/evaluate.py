@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -16,10 +17,17 @@ from amc.recovery.bias import correct_biases, output_means
 from amc.recovery.calibrate import calibrate, has_norms
 from amc.slicing import kept_positions
 from amc.space import Space
+from amc.targets.base import Timing
 from amc.tasks.base import Task
 
-Latency = Callable[[CompressionPolicy, fx.GraphModule], float]
-"""Milliseconds of a policy's compressed network on a target."""
+
+class Latency(Protocol):
+    """Measures compressed networks on a target; see `amc.targets.meter.LatencyMeter`."""
+
+    original: float
+
+    def timing(self, policy: CompressionPolicy, model: fx.GraphModule) -> Timing:
+        """Latency of a policy's network; the ratio is to `original`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Evaluation:
         costs: cost name to its absolute value; latency in milliseconds.
         seconds: wall time spent on it.
         cached: whether it had been evaluated before.
+        latency_source: "measured", "unreliable" (measured, but the machine was too busy), "predicted", or ""
+            where nobody asked for it.
     """
 
     policy: CompressionPolicy
@@ -39,6 +49,7 @@ class Evaluation:
     costs: Mapping[str, float]
     seconds: float
     cached: bool = False
+    latency_source: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the policy."""
@@ -57,6 +68,9 @@ class Evaluator:
         calibration: augmented unlabeled batches, disjoint from the reward split.
         latency: measures milliseconds, where the search asks for them.
         device: where networks are calibrated and scored.
+
+    Attributes:
+        predict_latency: from a policy's table to the latency expected of it, where nothing is measured.
     """
 
     def __init__(
@@ -74,6 +88,7 @@ class Evaluator:
         self.compressors, self.costs, self.latency = tuple(compressors), dict(costs), latency
         self.device = torch.device(device)
         self.calibration = [batch.to(self.device) for batch in calibration]
+        self.predict_latency: Callable[[np.ndarray], float] | None = None
         self._known: dict[str, Evaluation] = {}
         self._wanted: dict[str, Tensor] | None = None
 
@@ -105,10 +120,15 @@ class Evaluator:
         start = time.perf_counter()
         model = self.compressed(policy)
         score = self.task.score(model, "reward")
-        costs = self.costs_of(policy)
+        costs, source = self.costs_of(policy), ""
         if self.latency is not None:
-            costs["latency"] = self.latency(policy, model)
-        self._known[digest] = Evaluation(policy, score, costs, time.perf_counter() - start)
+            timing = self.latency.timing(policy, model)
+            costs["latency"] = timing.ratio * self.latency.original
+            source = "measured" if timing.reliable else "unreliable"
+        elif self.predict_latency is not None:
+            costs["latency"], source = self.predict_latency(self.space.table(policy)), "predicted"
+        seconds = time.perf_counter() - start
+        self._known[digest] = Evaluation(policy, score, costs, seconds, latency_source=source)
         return self._known[digest]
 
     def _wanted_means(self, policy: CompressionPolicy) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The knobs of channel pruning and of uniform quantization."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ class WidthKnob:
     """
 
     name = "width"
+    implied_by: tuple[str, Mapping[int, int]] | None = None
 
     def __init__(self, multiple: int = 1, min_channels: int = 1, min_keep: float = 0.1):
         if multiple < 1 or min_channels < 1 or not 0 <= min_keep <= 1:
@@ -63,15 +64,24 @@ class BitsKnob:
         network: tells which layers read the same tensor, and hence share its bits.
         choices: legal bit widths, from 2 to 8, or 32 for not quantized.
         reference: the reference policy's bits, where they are not a matter of the budget.
+        implied_by: another knob whose bits decide these, and how: for latency only a layer with quantized
+            weights *and* inputs is faster, so one decision serves both.
     """
 
-    def __init__(self, name: str, network: Network, choices: Sequence[int], reference: int | None = None):
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        choices: Sequence[int],
+        reference: int | None = None,
+        implied_by: tuple[str, Mapping[int, int]] | None = None,
+    ):
         unknown = sorted(set(choices) - set(BITS))
         if unknown or not choices:
             raise UserError(f"Bits must be 2 to 8, or 32 for not quantized, not {unknown or 'nothing'}.")
         self.name = name
         self.choices = tuple(sorted(set(choices)))
-        self.reference = reference
+        self.reference, self.implied_by = reference, implied_by
         self._network = network
 
     @cached_property

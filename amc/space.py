@@ -4,7 +4,7 @@ A complete choice is an integer table [points, knobs]; a policy in the making is
 arrays, because the environment looks ahead hundreds of times in an episode.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -67,6 +67,10 @@ class Knob(Protocol):
     def thresholds(self, point: DecisionPoint) -> tuple[float, ...]:
         """For each legal value the common fraction, 0 to 1, from which the reference policy takes it."""
 
+    @property
+    def implied_by(self) -> tuple[str, Mapping[int, int]] | None:
+        """Another knob whose value decides this one's at the same point, and how; None if it is free."""
+
 
 class Space:
     """All legal policies of a network.
@@ -75,7 +79,7 @@ class Space:
         points: decision points in execution order.
         knobs: the knobs of the run; a table's columns.
         smallest, largest: int64 [points, knobs] tables, the cheapest and the costliest legal policy.
-        decider: int64 [points, knobs], the row that decides each entry.
+        decider: int64 [points, knobs], the row that decides each entry; -1 where another knob implies it.
     """
 
     def __init__(self, network: Network, knobs: Sequence[Knob]):
@@ -92,9 +96,15 @@ class Space:
         self._at = lru_cache(4096)(self._column_at)  # bisections meet the same fractions again and again
         self.smallest = np.array([[values[0] for values in row] for row in ranges], dtype=np.int64)
         self.largest = np.array([[values[-1] for values in row] for row in ranges], dtype=np.int64)
+        implied = [(knob.implied_by, column) for column, knob in enumerate(self.knobs)]
+        self._implied = [(self._column[by[0]], column, by[1]) for by, column in implied if by]
         self.decider = np.array(
             [[self._row[knob.decided_at(point)] for knob in self.knobs] for point in self.points]
         )
+        self._same_values = self.decider.copy()
+        for _, column, _ in self._implied:
+            self.decider[:, column] = -1
+            self._same_values[:, column] = np.arange(len(self.points))
 
     def column(self, knob: str) -> int:
         """Column of a knob in every table."""
@@ -118,6 +128,10 @@ class Space:
         values, decided = partial.values.copy(), partial.decided.copy()
         values[tied, column] = value
         decided[tied, column] = True
+        for source, implied, meaning in self._implied:
+            if source == column:
+                values[tied, implied] = meaning[value]
+                decided[tied, implied] = True
         return Partial(values, decided)
 
     def at_fraction(self, fractions: Sequence[float]) -> np.ndarray:
@@ -128,7 +142,7 @@ class Space:
         """One column of `at_fraction`, int64 [points]."""
         taken = (self._starts[column] <= fraction).sum(axis=1) - 1
         own = self._values[column][np.arange(len(self.points)), np.maximum(taken, 0)]
-        return own[self.decider[:, column]].astype(np.int64)
+        return own[self._same_values[:, column]].astype(np.int64)
 
     def original(self) -> np.ndarray:
         """The table of the uncompressed network: all channels, nothing quantized."""

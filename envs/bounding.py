@@ -64,9 +64,10 @@ def feasible_range(
         decided = space.decide(partial, row, column, values[index])
         return not budgets or any(budget.reached(decided) for budget in budgets)
 
-    high = _first(len(values), lambda index: not fits(index)) - 1
-    high = max(high, 0)
+    high = max(_first(len(values), lambda index: not fits(index)) - 1, 0)
     low = min(_first(high + 1, reaches), high)
+    # Fewer bits may cost more latency: the values that fit need not begin with the smallest.
+    low = next((index for index in range(low, high) if fits(index)), high)
     return Range(values, low, min(max(values.index(reference), low), high), high)
 
 

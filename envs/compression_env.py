@@ -1,7 +1,7 @@
 """`CompressionEnv`: the decision process as a Gymnasium environment."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,32 +10,9 @@ from gymnasium import spaces
 from amc.errors import UserError
 from amc.evaluate import Evaluation
 from amc.policy import CompressionPolicy
+from envs.judge import Judge, ProblemLike
 from envs.observation import Layout
 from envs.walk import Walk
-
-
-class Reward(Protocol):
-    """Turns an evaluation into the episode's reward."""
-
-    def set_reference(self, evaluation: Evaluation) -> None:
-        """Hear of the reference policy's evaluation before the first reward is asked for."""
-
-    def __call__(self, evaluation: Evaluation) -> float:
-        """The reward of a policy."""
-
-
-class ProblemLike(Protocol):
-    """What the environment asks of `envs.problem.Problem`."""
-
-    @property
-    def evaluator(self) -> Any:
-        """Scores a list of policies."""
-
-    def walk(self, budgets: Sequence[str] | None = None) -> Walk:
-        """A fresh decision process."""
-
-    def make_reward(self) -> Reward:
-        """The reward of the problem's goal."""
 
 
 class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -109,8 +86,7 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
             len(self._knobs),
             max(walk.layout.budgets for walk in walks.values()),
         )
-        self._rewards = {name: p.make_reward() for name, p in problems.items()}
-        self._referenced: dict[str, tuple[str, ...] | None] = {}
+        self._judges: dict[tuple[str, tuple[str, ...] | None], Judge] = {}
         self._name = next(iter(problems))
         self._budget: tuple[str, ...] | None = None
         self._walk = self._new_walk(self._name, self._budget)
@@ -136,10 +112,16 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
         reward = 0.0
         if done:
             policy = self._walk.policy()
-            evaluation = self._evaluate(policy)
-            reward = self._rewards[self._name](evaluation)
+            evaluation, reward = self._judge(policy)
             info |= {"policy": policy, "evaluation": evaluation}
         return observation, reward, done, False, info
+
+    def _judge(self, policy: CompressionPolicy) -> tuple[Evaluation, float]:
+        """Evaluation and reward; each network and budget has a reference policy of its own."""
+        key = (self._name, self._budget)
+        if key not in self._judges:
+            self._judges[key] = Judge(self._problems[self._name], self._budget)
+        return self._judges[key](policy)
 
     def _choose(self, options: dict[str, Any]) -> None:
         name = options.get("network", next(iter(self._problems)))
@@ -162,18 +144,6 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
             )
         walk.layout = self._layout
         return walk
-
-    def _evaluate(self, policy: CompressionPolicy) -> Evaluation:
-        """Evaluate a policy; the reference policy of this network and budget first, once."""
-        name = self._name
-        evaluate = self._problems[name].evaluator
-        # Each network's reward knows one reference: that of the budgets in force.
-        if name not in self._referenced or self._referenced[name] != self._budget:
-            reference = self._problems[name].walk(self._budget).reference_policy()
-            self._rewards[name].set_reference(evaluate([reference])[0])
-            self._referenced[name] = self._budget
-        result: Evaluation = evaluate([policy])[0]
-        return result
 
 
 def _knobs(walk: Walk) -> tuple[str, ...]:

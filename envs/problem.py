@@ -5,27 +5,30 @@ only a walk, `evaluate` and a reward.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from amc.compress import ChannelPruning, Compressor, UniformActivations, UniformWeights
-from amc.costs.budget import Budget, check_reachable
-from amc.costs.symbolic import SymbolicCost, original_table, symbolic_costs
+from amc.costs.budget import Budget, check_reachable, parse_budget
+from amc.costs.latency.predictor import Sample
+from amc.costs.latency.sampling import Progress
+from amc.costs.symbolic import Cost, original_table, symbolic_costs
+from amc.errors import UserError
 from amc.evaluate import Evaluator
-from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network, trace
 from amc.pruning.importance import rank_channels
 from amc.pruning.reconstruction import input_moments
-from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import Space
 from amc.targets import Target, get_target
 from amc.targets.meter import LatencyMeter
 from amc.tasks.base import Task
-from envs.problem_config import ProblemConfig, read_budget
-from envs.reward import CostReward, PaperReward, ScoreReward
+from envs.bits import make_knobs
+from envs.latency_budget import Confirmation, LatencyBudget, check_unit, make_latency_budget
+from envs.problem_config import ProblemConfig, is_latency
+from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward
 from envs.walk import Walk
 
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 128
@@ -37,11 +40,13 @@ class Baseline:
 
     Attributes:
         score: on the reward split, in [0, 1].
-        costs: cost name to absolute value; latency in milliseconds where it was measured.
+        costs: cost name to absolute value; latency in the target's unit where it was measured.
+        samples: the random policies that the latency predictor was fitted to.
     """
 
     score: float
     costs: dict[str, float] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(eq=False)
@@ -53,9 +58,11 @@ class Problem:
         task: data, loss and score; its reward split is cut to `reward_images`.
         network, space: the traced network and its legal policies.
         target: the runtime.
-        costs: closed-form costs; `original_costs` holds the uncompressed network's.
+        costs: what can be bounded step by step; `original_costs` holds the uncompressed network's.
         budgets: what every policy keeps.
         evaluator: scores policies.
+        meter: measures latencies where they matter, or None.
+        latency: predicts and measures latencies where a budget bounds them, or None.
         original_score: the uncompressed network on the reward split.
         notes: sentences that a person should read before the search.
     """
@@ -65,17 +72,20 @@ class Problem:
     network: Network
     space: Space
     target: Target
-    costs: dict[str, SymbolicCost]
+    costs: dict[str, Cost]
     original_costs: dict[str, float]
     budgets: tuple[Budget, ...]
     evaluator: Evaluator
     original_score: float
+    meter: LatencyMeter | None = None
+    latency: LatencyBudget | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> Baseline:
         """What a resumed run needs to know of the uncompressed network."""
-        return Baseline(self.original_score, dict(self.original_costs))
+        samples = self.latency.samples if self.latency else ()
+        return Baseline(self.original_score, dict(self.original_costs), tuple(samples))
 
     @property
     def live(self) -> frozenset[str]:
@@ -102,10 +112,33 @@ class Problem:
         Raises:
             UserError: a budget cannot be read or reached.
         """
+        if self.latency is None and any(is_latency(text) for text in texts):
+            raise UserError(
+                "Latency is measured, and what bounds it step by step is fitted when the problem itself has "
+                "a latency budget: give it one, such as latency=0.5."
+            )
         return read_budgets(texts, self.costs, self.original_costs, self.space)
 
-    def make_reward(self) -> ScoreReward | CostReward | PaperReward:
-        """The reward of the configured goal."""
+    def make_reward(self, budgets: Sequence[str] | None = None) -> Reward:
+        """The reward of the configured goal, under the problem's budgets or under others.
+
+        Raises:
+            UserError: a budget cannot be read or reached.
+        """
+        reward, confirmation = self._goal_reward(), self.confirmation(budgets)
+        return LatencyLimit(reward, confirmation.limit) if confirmation else reward
+
+    def confirmation(self, budgets: Sequence[str] | None = None) -> Confirmation | None:
+        """What measures would-be bests under a latency budget; None where there is none.
+
+        Raises:
+            UserError: a budget cannot be read or reached.
+        """
+        chosen = self.budgets if budgets is None else self.parse_budgets(budgets)
+        limits = [budget.limit for budget in chosen if budget.cost.name == "latency"]
+        return Confirmation(self.latency, min(limits)) if self.latency and limits else None
+
+    def _goal_reward(self) -> Reward:
         if self.config.goal == "accuracy":
             return ScoreReward()
         if self.config.reward == "paper":
@@ -115,12 +148,12 @@ class Problem:
 
     def close(self) -> None:
         """Stop the measuring process."""
-        if isinstance(self.evaluator.latency, LatencyMeter):
-            self.evaluator.latency.close()
+        if self.meter is not None:
+            self.meter.close()
         self.target.close()
 
     def _live_under(self, budgets: Sequence[Budget]) -> frozenset[str]:
-        live = frozenset[str]().union(*(budget.cost.knobs for budget in budgets))
+        live: frozenset[str] = frozenset[str]().union(*(budget.cost.knobs for budget in budgets))
         if self.config.goal == "accuracy":
             return live
         if self.config.minimize == "latency":
@@ -135,6 +168,7 @@ def build_problem(
     device: str = "cpu",
     target: Target | None = None,
     baseline: Baseline | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Problem:
     """Trace a model and set up everything that a search needs.
 
@@ -145,19 +179,22 @@ def build_problem(
         device: where networks are scored; latency is always measured on the CPU target.
         target: the runtime, where it exists already; the configured one by default.
         baseline: the uncompressed network's figures, where they have been measured already.
+        progress: hears of the random policies that are measured for a latency budget, if any are.
 
     Raises:
         UserError: anything about the model, the data or the configuration does not fit.
     """
     target = target or get_target(config.target)
+    check_unit(config, target)
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
-    knobs, notes = _knobs(config, network, target)
+    knobs, notes = make_knobs(config, network, target)
     space = Space(network, knobs)
-    costs = symbolic_costs(space)
+    costs: dict[str, Cost] = dict(symbolic_costs(space))
     table = original_table(network, space)
     original = {name: cost.of(table) for name, cost in costs.items()}
-    budgets = read_budgets(config.budgets, costs, original, space)
+    # What does not wait for a measurement is refused before the first one.
+    read_budgets([text for text in config.budgets if not is_latency(text)], costs, original, space)
     calibration = task.calibration(config.calibration_images)
     moments = input_moments(network, calibration) if config.reconstruct else None
     compressors: list[Compressor] = [
@@ -165,64 +202,48 @@ def build_problem(
         UniformWeights(knobs[1]),
         UniformActivations(knobs[2]),
     ]
-    evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device)
+    evaluator = Evaluator(network, space, task, compressors, dict(costs), calibration, None, device)
+    meter = latency = None
     if "latency" in config.active_costs:
         meter = LatencyMeter(network, target, original=baseline.costs["latency"] if baseline else None)
-        evaluator.latency = meter
         original["latency"] = meter.original
         notes += _exporter_notes(meter)
+        if any(is_latency(text) for text in config.budgets):
+            latency = make_latency_budget(evaluator, meter, baseline.samples if baseline else (), progress)
+            costs["latency"] = latency.cost
+            notes += (latency.note,)
+        else:
+            evaluator.latency = meter
+    budgets = read_budgets(config.budgets, costs, original, space)
     score = baseline.score if baseline else task.score(network.copy().to(device), "reward")
-    return Problem(config, task, network, space, target, costs, original, budgets, evaluator, score, notes)
+    return Problem(
+        config,
+        task,
+        network,
+        space,
+        target,
+        costs,
+        original,
+        budgets,
+        evaluator,
+        score,
+        meter=meter,
+        latency=latency,
+        notes=notes,
+    )
 
 
 def read_budgets(
-    texts: Sequence[str], costs: dict[str, SymbolicCost], original: dict[str, float], space: Space
+    texts: Sequence[str], costs: Mapping[str, Cost], original: Mapping[str, float], space: Space
 ) -> tuple[Budget, ...]:
     """Parse budgets and refuse those that cannot be reached.
 
     Raises:
         UserError: a budget cannot be read or reached.
     """
-    budgets = tuple(read_budget(text, costs, original) for text in texts)
+    budgets = tuple(parse_budget(text, costs, original) for text in texts)
     check_reachable(budgets, space)
     return budgets
-
-
-def choose_bits(
-    config: ProblemConfig, target: Target
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
-    """Legal bits for weights and activations, and what a person should know about them.
-
-    Bits that nothing depends on stay out: under MACs or parameters alone the network stays in floating
-    point; under size the weights have 2 bits up; under bit-operations activations too; under latency there
-    is a choice between the target's fast bits and none.
-    """
-    active = set(config.active_costs)
-    fractional = bool(active & {"size", "bops"})
-    quantizes = fractional or "latency" in active or any(bits < NOT_QUANTIZED for bits in config.weight_bits)
-    # Asking makes the target run a small network, unless it remembers: only where weights are quantized.
-    exact = target.weight_bits_exact if quantizes else 8
-    weights: tuple[int, ...] = (NOT_QUANTIZED,)
-    activations: tuple[int, ...] = (NOT_QUANTIZED,)
-    if "latency" in active:
-        weights, activations = (exact, NOT_QUANTIZED), (8, NOT_QUANTIZED)
-    if fractional:
-        weights = tuple(range(2, exact + 1))
-        activations = tuple(range(2, 9)) if "bops" in active else (8,)
-    return (
-        config.weight_bits or weights,
-        config.activation_bits or activations,
-        _overflow_notes(config, target, exact),
-    )
-
-
-def _overflow_notes(config: ProblemConfig, target: Target, exact: int) -> tuple[str, ...]:
-    if exact == 8:
-        return ()
-    cause = f"{target.name} on this CPU adds pairs of 8-bit products in 16 bits, which overflow"
-    if 8 in config.weight_bits:
-        return (f"{cause}; with 8-bit weights the exported network may say something else here.",)
-    return () if config.weight_bits else (f"{cause}; weights therefore have at most {exact} bits here.",)
 
 
 def _exporter_notes(meter: LatencyMeter) -> tuple[str, ...]:
@@ -232,20 +253,6 @@ def _exporter_notes(meter: LatencyMeter) -> tuple[str, ...]:
         f"Our exporter lacks {meter.exported.unsupported}, so torch's writes the files and ONNX Runtime's "
         "own tool quantizes them, to 8 bits throughout.",
     )
-
-
-def _knobs(
-    config: ProblemConfig, network: Network, target: Target
-) -> tuple[tuple[WidthKnob, BitsKnob, BitsKnob], tuple[str, ...]]:
-    weight_bits, activation_bits, notes = choose_bits(config, target)
-    latency = "latency" in config.active_costs
-    multiple = config.width_multiple or (target.width_multiple if latency else 1)
-    knobs = (
-        WidthKnob(multiple, config.min_channels, config.min_keep),
-        BitsKnob("weight_bits", network, weight_bits, min(weight_bits) if latency else None),
-        BitsKnob("activation_bits", network, activation_bits, min(activation_bits) if latency else None),
-    )
-    return knobs, notes
 
 
 def _ranking(network: Network, task: Task, config: ProblemConfig) -> dict[str, torch.Tensor]:

@@ -1,11 +1,10 @@
 """`ProblemConfig`: what is wanted of the compressed network, in the words of the command line."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from amc.costs.budget import Budget, parse_budget
-from amc.costs.symbolic import ALIASES, KNOBS_OF, Cost
+from amc.costs.budget import parse_budget
+from amc.costs.symbolic import ALIASES, KNOBS_OF
 from amc.errors import UserError
 from amc.knobs import BITS, WidthKnob
 
@@ -20,7 +19,8 @@ class ProblemConfig:
     """accuracy: the best score within the budgets; cost: the smallest cost within --max-drop."""
     budget: tuple[str, ...] = ()
     """Upper limits such as macs=0.5 (of the original's), size=100KB or bops=0.02; several may hold at once.
-    Costs: macs (or flops), params, size, bops. With --goal accuracy and no budget: macs=0.5."""
+    Costs: macs (or flops), params, size, bops, and latency on --target (latency=0.25 or latency=1.5ms). With
+    --goal accuracy and no budget: macs=0.5."""
     minimize: Literal["latency", "macs", "params", "size", "bops"] = "latency"
     """The cost that --goal cost makes small; latency is measured for every policy on --target."""
     max_drop: float = 1.0
@@ -30,7 +30,8 @@ class ProblemConfig:
     reward: Literal["default", "paper"] = "default"
     """The reward of --goal cost: default, or the paper's -error x log(cost)."""
     target: str = "openvino"
-    """Runtime that the network is for: openvino, onnxruntime, or package.module:factory."""
+    """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions, or
+    package.module:factory."""
     width_multiple: int | None = None
     """Channel counts are multiples of this; the target's where latency counts, otherwise 1."""
     min_channels: int = 1
@@ -74,14 +75,20 @@ class ProblemConfig:
         _check_bits("--activation-bits", self.activation_bits)
         WidthKnob(1 if self.width_multiple is None else self.width_multiple, self.min_channels, self.min_keep)
         # Only the texts are checked here: what a fraction stands for is known with the network.
-        nothing: dict[str, Any] = dict.fromkeys(KNOBS_OF)
+        names = (*KNOBS_OF, "latency")
+        nothing: dict[str, Any] = dict.fromkeys(names)
         for text in self.budget:
-            read_budget(text, nothing, dict.fromkeys(KNOBS_OF, 1.0))
+            parse_budget(text, nothing, dict.fromkeys(names, 1.0))
 
     @property
     def budgets(self) -> tuple[str, ...]:
         """The budgets in force."""
         return self.budget or ((DEFAULT_BUDGET,) if self.goal == "accuracy" else ())
+
+    @property
+    def fractional(self) -> bool:
+        """Whether every single bit counts."""
+        return bool({"size", "bops"} & set(self.active_costs))
 
     @property
     def active_costs(self) -> tuple[str, ...]:
@@ -97,20 +104,6 @@ def _check_bits(option: str, bits: tuple[int, ...]) -> None:
         raise UserError(f"{option} must be 2 to 8, or 32 for not quantized, not {unknown[0]}.")
 
 
-def read_budget(text: str, costs: Mapping[str, Cost], original: Mapping[str, float]) -> Budget:
-    """Read one budget, such as `macs=0.5`.
-
-    Args:
-        text: what the person wrote.
-        costs: closed-form costs by name.
-        original: the uncompressed network's, by name.
-
-    Raises:
-        UserError: it cannot be read, or bounds a cost that is measured.
-    """
-    if text.strip().lower().startswith("latency"):
-        raise UserError(
-            "Latency is measured, not computed, so it cannot bound a policy step by step; use "
-            "--goal cost --minimize latency, which makes it as small as --max-drop allows."
-        )
-    return parse_budget(text, costs, original)
+def is_latency(text: str) -> bool:
+    """Whether a budget bounds the latency."""
+    return text.split("=")[0].strip().lower() == "latency"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from amc.errors import UserError
 from amc.evaluate import Evaluation
@@ -13,6 +14,51 @@ DROP_SCALE = 0.01
 """Beyond the allowed drop one point of accuracy outweighs one halving of the cost."""
 
 NANOSECONDS_PER_MS = 1e6
+
+
+MISS, MISS_SCALE = 1.0, 0.1
+"""A network that was measured above the latency budget loses 1, and 1 more for every 10 % above it."""
+
+
+class Reward(Protocol):
+    """Turns an evaluation into the number to maximise."""
+
+    def set_reference(self, evaluation: Evaluation) -> None:
+        """Hear of the reference policy's evaluation before the first reward is asked for."""
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of an evaluation; the same for the same evaluation."""
+
+
+@dataclass
+class LatencyLimit:
+    """Another reward, less a penalty where a *measured* latency misses the budget.
+
+    Predictions are no reason for a penalty: they keep the budget by construction.
+
+    Attributes:
+        reward: of the goal.
+        limit: the latency budget, in the target's unit.
+    """
+
+    reward: Reward
+    limit: float
+
+    def set_reference(self, evaluation: Evaluation) -> None:
+        """Pass the reference policy's evaluation on."""
+        self.reward.set_reference(evaluation)
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of an evaluation."""
+        reward = self.reward(evaluation)
+        if keeps_latency(evaluation, self.limit):
+            return reward
+        return reward - MISS - (evaluation.costs["latency"] / self.limit - 1.0) / MISS_SCALE
+
+
+def keeps_latency(evaluation: Evaluation, limit: float) -> bool:
+    """Whether no measurement says that an evaluated policy takes longer than `limit`."""
+    return evaluation.latency_source in ("", "predicted") or evaluation.costs["latency"] <= limit
 
 
 class ScoreReward:

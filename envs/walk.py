@@ -138,7 +138,8 @@ class Walk:
         lower = self.progress.lower_bound(self.partial) / self._whole
         return self.layout.join(
             layer=features,
-            progress=np.array([1.0 - upper, upper - lower]),
+            # A predicted latency may exceed that of the largest network.
+            progress=np.clip([1.0 - upper, upper - lower], 0.0, 1.0),
             previous=(self._previous + 1.0) / 2.0,
             alive=alive,
             budget=np.array([budget.fraction for budget in self.budgets] or [1.0]),

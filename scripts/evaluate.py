@@ -26,7 +26,7 @@ class Evaluate:
     """Options of the evaluation."""
 
     file: Path
-    """Exported model (.onnx) to evaluate."""
+    """Exported model to evaluate, in the format that the target reads."""
     reference: Path | None = None
     """Exported original: evaluated as well, and timed in the same rounds."""
     data: str = "digits"
@@ -40,7 +40,7 @@ class Evaluate:
     task: str = "classification"
     """What the score is: classification (accuracy), or package.module:factory."""
     target: str = "openvino"
-    """Runtime: openvino, onnxruntime, or package.module:factory."""
+    """Runtime: a target's name, or package.module:factory."""
     latency: bool = True
     """Measure the latency of one image on one core; --no-latency only scores."""
     json: Path | None = None
@@ -97,14 +97,14 @@ def main(options: Evaluate) -> None:
     task = load_task(options.task, load_data(options.data, options.data_root, options.side))
     with get_target(options.target) as target:
         rows = evaluate(options, task, target)
-        machine, version = describe_machine(), target.runtime_version
-    print_table(table_of(rows, f"{options.split} {task.score_name}"))
+        machine, version, unit = describe_machine(), target.runtime_version, target.unit
+    print_table(table_of(rows, f"{options.split} {task.score_name}", unit))
     images = len(task.data.split(options.split))
     print(
         f"{options.target} {version}, batch 1 on one core; {images} {options.split} images of {options.data}"
     )
     if options.json is not None:
-        source = {"target": options.target, "runtime": version, "machine": machine}
+        source = {"target": options.target, "runtime": version, "unit": unit, "machine": machine}
         split = {"data": options.data, "split": options.split, "images": images, "score": task.score_name}
         write_json(options.json, {**source, **split, "rows": [row.to_json() for row in rows]})
 
@@ -132,10 +132,10 @@ def evaluate(options: Evaluate, task: Task, target: Target) -> list[Row]:
     return rows
 
 
-def table_of(rows: list[Row], score_name: str) -> Table:
+def table_of(rows: list[Row], score_name: str, unit: str) -> Table:
     """The rows as a person reads them."""
     table = Table("", "file")
-    for heading in (score_name, "kB", "ms", "speed-up", ""):
+    for heading in (score_name, "kB", unit, "speed-up", ""):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(

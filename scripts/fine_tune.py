@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from agents.export import architecture_of
 from agents.run import Run, load_run
 from amc.errors import UserError
-from amc.export.model import CheckedFile, export_model
+from amc.export.model import CheckedFile, export_model, formats_for
 from amc.files import write_json
 from amc.package import MODEL_FILE, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
@@ -186,7 +186,7 @@ def finish(
     options: FineTune,
     scores: dict[str, dict[str, float]],
 ) -> None:
-    """Write package, ONNX files and figures, and print them; the checkpoint goes last."""
+    """Write package, exported files and figures, and print them; the checkpoint goes last."""
     kept = kept_by(run.evaluator.compressors, run.network, policy)
     save_package(options.folder, Package(model, policy, kept, architecture_of(run)), run.network)
     files = export_model(
@@ -196,6 +196,7 @@ def finish(
         calibration=[batch.cpu() for batch in run.evaluator.calibration],
         drop=scores["original"]["test"] - scores["fine-tuned"]["test"],
         policy_digest=policy.digest(),
+        formats=formats_for(run.problem.target.file_suffix),
     )
     figures = {
         "settings": options.settings(policy),

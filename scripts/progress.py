@@ -9,15 +9,16 @@ from rich.table import Table
 
 from agents.log import EvaluationLog, Row
 from agents.run import Outcome
+from amc.costs.budget import Budget
 from scripts.cli import console
 
 UNITS = {"macs": 1e6, "params": 1e3, "size": 1e3, "bops": 1e9, "latency": 1.0}
+DECIMALS = {"latency": 3}
 HEADINGS = {
     "macs": "MMACs",
     "params": "k params",
     "size": "kB",
     "bops": "GBOPs",
-    "latency": "ms",
 }
 
 
@@ -53,20 +54,55 @@ class SearchProgress:
         self._progress.update(self._bar, completed=row.index + 1, description=_describe(best))
 
 
+class MeasuringProgress:
+    """A bar for the measurements before a search; appears with the first of them."""
+
+    def __init__(self, description: str):
+        columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console(), transient=True)
+        self._bar = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> "MeasuringProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Stopping what never started would print an empty line.
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Hear of `done` measurements of `total`."""
+        self._progress.start()
+        self._progress.update(self._bar, completed=done, total=total)
+
+
+def miss_sentence(best: Row, budgets: Sequence[Budget], unit: str) -> str:
+    """What to say of a search in which no measured network kept its latency budget."""
+    limit = min(budget.limit for budget in budgets if budget.cost.name == "latency")
+    return (
+        f"No network that was measured keeps the latency budget of {limit:.3g} {unit}: the fastest, in "
+        f"policy.json, takes {best.costs['latency']:.3g} {unit}."
+    )
+
+
 def _describe(best: Row) -> str:
     return f"best {best.score:.2%}, reward {best.reward:+.3f} (evaluation {best.index + 1})"
 
 
-def outcome_table(outcomes: Sequence[Outcome], score_name: str) -> Table:
+def outcome_table(outcomes: Sequence[Outcome], score_name: str, latency_unit: str = "ms") -> Table:
     """Original, uniform and best policy side by side."""
     costs = [name for name in UNITS if any(name in outcome.costs for outcome in outcomes)]
+    headings = {**HEADINGS, "latency": latency_unit}
     table = Table(title=None)
     table.add_column("")
-    for heading in (f"reward-split {score_name}", f"test {score_name}", *(HEADINGS[name] for name in costs)):
+    for heading in (f"reward-split {score_name}", f"test {score_name}", *(headings[name] for name in costs)):
         table.add_column(heading, justify="right")
     for outcome in outcomes:
         cells = [
-            f"{outcome.costs[name] / UNITS[name]:,.2f}" if name in outcome.costs else "" for name in costs
+            f"{outcome.costs[name] / UNITS[name]:,.{DECIMALS.get(name, 2)}f}" if name in outcome.costs else ""
+            for name in costs
         ]
         table.add_row(outcome.name, f"{outcome.reward_score:.2%}", f"{outcome.test_score:.2%}", *cells)
     return table

@@ -16,7 +16,14 @@ from agents.run_folder import run_lock
 from amc.errors import UserError
 from envs.problem import Problem, ProblemConfig, build_problem
 from scripts.cli import run as run_script
-from scripts.progress import SearchProgress, outcome_table, print_table
+from scripts.progress import (
+    DECIMALS,
+    MeasuringProgress,
+    SearchProgress,
+    miss_sentence,
+    outcome_table,
+    print_table,
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,7 @@ def main(options: TrainAgent) -> None:
     if options.dry_run:
         dry_run(options)
         return
-    run = (
-        start_run(options.folder, options.config)
-        if options.resume is None
-        else resume(options, options.resume)
-    )
+    run = start(options) if options.resume is None else resume(options, options.resume)
     try:
         for note in run.problem.notes:
             print(note)
@@ -95,6 +98,12 @@ def main(options: TrainAgent) -> None:
         search(run)
     finally:
         run.problem.close()
+
+
+def start(options: TrainAgent) -> Run:
+    """Set up a new run; measures random policies first where a latency budget needs them."""
+    with MeasuringProgress(f"measuring {options.problem.target}") as progress:
+        return start_run(options.folder, options.config, progress=progress)
 
 
 def resume(options: TrainAgent, folder: Path) -> Run:
@@ -135,7 +144,13 @@ def search(run: Run) -> None:
     with SearchProgress(run.config.search.evaluations, run.log) as progress:
         compressed = finish(run, (progress,))
     print(f"search ended ({compressed.ending}) after {len(run.log)} evaluations")
-    print_table(outcome_table(compressed.outcomes, run.task.score_name))
+    unit = run.problem.target.unit
+    print_table(outcome_table(compressed.outcomes, run.task.score_name, unit))
+    best = run.log.best()
+    if best is not None and not best.feasible:
+        print(miss_sentence(best, run.problem.budgets, unit))
+    if best is not None and best.latency_source == "unreliable":
+        print("The machine was too busy for a reliable latency; measure again with scripts/benchmark.py.")
     print(f"best policy in {run.folder / 'policy.json'}")
 
 
@@ -144,7 +159,8 @@ def dry_run(options: TrainAgent) -> None:
     config = options.config if options.resume is None else read_config(options.resume)
     device = prepare_device(config.source)
     model, task = load_source(config.source)
-    problem = build_problem(model, task, config.problem, device)
+    with MeasuringProgress(f"measuring {config.problem.target}") as progress:
+        problem = build_problem(model, task, config.problem, device, progress=progress)
     try:
         describe(problem)
     finally:
@@ -168,9 +184,11 @@ def describe(problem: Problem) -> None:
         )
     for name, cost in problem.costs.items():
         least = cost.lower_bound(space.empty())
-        print(f"smallest reachable {name}: {least:,.0f} ({least / problem.original_costs[name]:.3f})")
+        share = least / problem.original_costs[name]
+        print(f"smallest reachable {name}: {least:,.{DECIMALS.get(name, 0)}f} ({share:.3f})")
     if "latency" in problem.original_costs:
-        print(f"latency of the original on {problem.target.name}: {problem.original_costs['latency']:.3f} ms")
+        latency = problem.original_costs["latency"]
+        print(f"latency of the original on {problem.target.name}: {latency:.3f} {problem.target.unit}")
     time_evaluation(problem)
 
 

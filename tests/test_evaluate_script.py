@@ -85,6 +85,7 @@ def test_scores_and_times_a_file_beside_its_reference(
     assert compressed["latency"]["ratio"] == pytest.approx(ratio)
     assert compressed["verdict"] in ("faster", "slower", "no difference")
     assert (figures["target"], figures["split"], figures["images"]) == (target, "test", 360)
+    assert figures["unit"] == "ms"
     said = capsys.readouterr().out
     assert f"{original['score']:.2%}" in said and f"{1 / ratio:.2f}x" in said and "360 test images" in said
 

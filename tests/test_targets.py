@@ -214,13 +214,19 @@ def test_unknown_target_names_the_closest():
         get_target("builtins:dict")
 
 
-def test_profiles_are_data_on_the_target():
-    target = get_target("onnxruntime")
+def test_a_target_may_declare_its_profile():
+    target = FakeTarget()
     assert (target.width_multiple, target.fast_bits) == (8, (8, 32))
-    assert target.profile.multiple_for(32) == 16 and target.profile.multiple_for(8) == 8
-    target.profile = Profile(width_multiple=4, source="measured")
-    assert target.width_multiple == 4
-    assert get_target("openvino").width_multiple == 8
+    assert target.profile.multiple_for(8) == 8 and target.profile.source == "declared"
+    assert Profile(width_multiple=8, width_multiple_at={32: 16}).multiple_for(32) == 16
+
+
+def test_a_target_without_a_profile_is_refused():
+    class Bare(FakeTarget):
+        profile = Target.profile
+
+    with pytest.raises(TypeError, match="profile"):
+        Bare()
 
 
 def test_machine_description_is_json_and_complete():

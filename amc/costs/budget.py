@@ -8,6 +8,9 @@ from amc.costs.symbolic import ALIASES, Cost
 from amc.errors import UserError
 from amc.space import Partial, Space
 
+TIME_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+"""To milliseconds."""
+
 UNITS = {
     "": 1.0,
     **{"k": 1e3, "m": 1e6, "g": 1e9},
@@ -49,22 +52,23 @@ def parse_budget(text: str, costs: Mapping[str, Cost], original: Mapping[str, fl
     Raises:
         UserError: the text is not a budget, the cost unknown, or the value out of range.
     """
-    match = re.fullmatch(r"([a-zA-Z-]+)=([0-9.eE+-]+?)([kKmMgG]?i?[bB]?)", text.strip())
+    match = re.fullmatch(r"([a-zA-Z-]+)=([0-9.eE+-]+?)([kKmMgG]?i?[bB]?|[um]?s)", text.strip())
     if not match:
         raise UserError(
             f"{text!r} is not a budget; write a cost and a fraction of the original's, such as macs=0.5, "
-            "or an absolute value, such as size=100KB."
+            "or an absolute value, such as size=100KB or latency=1.5ms."
         )
     name, number, unit = match.group(1).lower(), match.group(2), match.group(3).lower()
     flops = name == "flops"
     name = ALIASES.get(name, name)
     if name not in costs:
         raise UserError(f"There is no cost {name!r} to put a budget on; there are {', '.join(costs)}.")
+    units = {"": 1.0, **TIME_UNITS} if name == "latency" else UNITS
     try:
-        value = float(number) * UNITS[unit]
+        value = float(number) * units[unit]
     except (KeyError, ValueError) as error:
         raise UserError(f"{number}{unit} in {text!r} is not a number with a known unit.") from error
-    absolute = bool(unit) or value > 1000
+    absolute = bool(unit) or (value > 1000 and name != "latency")
     if not absolute and not 0 < value <= 1:
         raise UserError(f"{text!r}: a fraction of the original's {name} lies above 0 and at most 1.")
     if absolute and value <= 0:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amc.export.graph import OnnxGraph, Value
+from amc.export.graph import OnnxGraph
 from amc.export.grid import grid_of
 from amc.export.registry import Call, handles
+from amc.export.value import Value
 from amc.quantization.modules import ActivationQuantizer
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 from torch import nn
 
-from amc.export.graph import OnnxGraph, Value
+from amc.export.graph import OnnxGraph
 from amc.export.layers import dequantize
 from amc.export.registry import Call, handles
 from amc.export.shapes import keeping_grid
+from amc.export.value import Value
 from amc.graph import ChannelPad
 
 

@@ -1,4 +1,4 @@
-"""Does the exported file compute what the network computes? Run in both runtimes, compared with torch."""
+"""Does the exported file compute what the network computes? Run in its runtimes, compared with torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,9 @@ class Agreement:
 def check_export(
     path: Path | str, module: nn.Module, images: Tensor, chunk: int = 100
 ) -> dict[str, Agreement]:
-    """Run a file in ONNX Runtime and OpenVINO (in 32-bit floats) and compare it with the network.
+    """Run a file in every runtime that reads it and compare it with the network.
+
+    ONNX files run in ONNX Runtime and OpenVINO (in 32-bit floats), TFLite files in LiteRT.
 
     A float file is right when `relative_error` is at most 1e-4. An int8 file may differ by a code here and
     there, where a value lies on the border of two; `top1` is its measure. A CPU without VNNI saturates
@@ -42,14 +44,14 @@ def check_export(
         chunk: images that run at once, if the file leaves that open.
 
     Returns:
-        Figures by runtime, "onnxruntime" and "openvino".
+        Figures by runtime: "onnxruntime" and "openvino", or "litert".
+
+    Raises:
+        UserError: the file has a fixed batch size that does not fit, or LiteRT is needed and not installed.
     """
     with torch.no_grad():
         expected = _arrays(module(images))
-    runners: dict[str, Callable[[Path, Tensor, int], Outputs]] = {
-        "onnxruntime": run_onnxruntime,
-        "openvino": run_openvino,
-    }
+    runners = RUNNERS[Path(path).suffix]
     return {name: compare(run(Path(path), images, chunk), expected) for name, run in runners.items()}
 
 
@@ -82,6 +84,27 @@ def run_openvino(path: Path, images: Tensor, chunk: int = 100) -> Outputs:
     first = compiled.inputs[0].partial_shape[0]
     size = chunk if first.is_dynamic else first.get_length()
     return _chunked(lambda batch: list(compiled(batch).values()), images, size, not first.is_dynamic)
+
+
+def run_litert(path: Path, images: Tensor, chunk: int = 100) -> Outputs:
+    """Outputs of a file in LiteRT on the CPU; the file is for one image and is resized to `chunk`."""
+    from amc.targets.litert_cpu import load, require_litert
+
+    require_litert()
+    session = load(str(path), chunk)
+
+    def run(batch: np.ndarray) -> Outputs:
+        session.bind(batch)()
+        return session.results()
+
+    return _chunked(run, images, chunk, False)
+
+
+RUNNERS: dict[str, dict[str, Callable[[Path, Tensor, int], Outputs]]] = {
+    ".onnx": {"onnxruntime": run_onnxruntime, "openvino": run_openvino},
+    ".tflite": {"litert": run_litert},
+}
+"""The runtimes that read a file, by its suffix."""
 
 
 def _chunked(run: Callable[[np.ndarray], Outputs], images: Tensor, size: int, fixed: bool) -> Outputs:

@@ -71,7 +71,7 @@ def export_onnx(
         UserError: the network is in training mode, is not calibrated, does not take the example, or needs
             the fallback exporter, which is not installed or cannot write it either.
     """
-    _require_ready(module)
+    require_ready(module)
     quantization = summarize(module)
     metadata = {POLICY_KEY: policy_digest, QUANTIZATION_KEY: json.dumps(quantization)}
     unsupported = None
@@ -98,7 +98,8 @@ def summarize(module: nn.Module) -> dict[str, dict[int, int]]:
     }
 
 
-def _require_ready(module: nn.Module) -> None:
+def require_ready(module: nn.Module) -> None:
+    """Refuse a network in training mode or without scales; raises UserError."""
     noisy = (nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d)
     if any(m.training for m in module.modules() if isinstance(m, noisy)):
         raise UserError("The network is in training mode; call its eval() before exporting it.")

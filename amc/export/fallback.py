@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from amc.errors import UserError
-from amc.export.writer import INPUT, OUTPUT
+from amc.export.graph import INPUT
+from amc.export.writer import OUTPUT
 from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 OPSET = 18

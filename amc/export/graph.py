@@ -1,6 +1,6 @@
-"""The ONNX graph under construction, and the values that flow through it."""
+"""The ONNX graph under construction."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,28 +8,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from amc.export.grid import Grid
+from amc.export.value import Value
+
+INPUT = "input"
 
 OPSET = 17
 IR_VERSION = 8
 """The oldest pair that has everything needed here, so that older phone runtimes read the files too."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A float tensor of the ONNX graph.
-
-    Attributes:
-        name: its name in the graph.
-        shape: its shape in the traced network, batch first; () inside a handler, where nobody asks.
-        grid: the grid that all its elements lie on, or None.
-        stored: whether `name` is what a DequantizeLinear gives, as runtimes want it in front of an int8
-            kernel; a pooled or sliced tensor lies on the grid of its source without that.
-    """
-
-    name: str
-    shape: tuple[int, ...] = ()
-    grid: Grid | None = None
-    stored: bool = False
 
 
 class OnnxGraph:
@@ -37,15 +22,22 @@ class OnnxGraph:
 
     Attributes:
         scope: the name of the operation being written, a prefix of the names given out.
+        images: the network's input.
     """
 
     def __init__(self) -> None:
         self.scope = ""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.images: list[Value] = []
         self._by_content: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._names: dict[str, int] = {}
         self._quantized: dict[tuple[str, Grid], Value] = {}
+
+    def image(self, shape: tuple[int, ...]) -> Value:
+        """The network's input."""
+        self.images.append(Value(INPUT, shape))
+        return self.images[-1]
 
     def add(self, op: str, *inputs: Value, **attributes: Any) -> Value:
         """Append a node with one output; attributes that are None are left out."""

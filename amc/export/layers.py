@@ -4,8 +4,9 @@ import numpy as np
 from torch import nn
 
 from amc.export import folding
-from amc.export.graph import OnnxGraph, Value
+from amc.export.graph import OnnxGraph
 from amc.export.registry import Call, handles
+from amc.export.value import Value
 from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
 
 

@@ -1,4 +1,4 @@
-"""`export_model`: the files of one compressed network, each checked in both runtimes against torch."""
+"""`export_model`: the files of one compressed network, each checked in its runtimes against torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +9,15 @@ from torch import Tensor, fx, nn
 
 from amc.errors import UserError
 from amc.export.check import Agreement, check_export
-from amc.export.exporter import export_onnx, summarize
+from amc.export.exporter import Exported, export_onnx, summarize
+from amc.export.tflite import export_tflite
 from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.recovery.calibrate import calibrate
 from amc.slicing import clone_module
 
 FLOAT_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
+ONNX, TFLITE = ".onnx", ".tflite"
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of any logit, relative to the largest logit."""
@@ -62,6 +64,7 @@ def export_model(
     calibration: Sequence[Tensor],
     drop: float,
     policy_digest: str = "",
+    formats: Sequence[str] = (ONNX,),
 ) -> list[CheckedFile]:
     """Write `model.onnx` in floats and, where anything is quantized, `model_int8.onnx`, and check both.
 
@@ -72,6 +75,7 @@ def export_model(
         calibration: augmented unlabeled batches; re-estimate the statistics of the network in floats.
         drop: score that the network lost to the original, on the same images.
         policy_digest: stored in the files.
+        formats: suffixes of the files to write; ".tflite" gives `model.tflite` and `model_int8.tflite`.
 
     Returns:
         The files in the order in which they were written.
@@ -85,12 +89,33 @@ def export_model(
     quantized = any(summarize(model).values())
     floats = without_quantization(model, calibration) if quantized else model
     unlabeled = calibration[0] if calibration else None
-    files = [_write(floats, folder / FLOAT_FILE, images, policy_digest, unlabeled, drop)]
-    if quantized:
-        files.append(_write(model, folder / INT8_FILE, images, policy_digest, unlabeled, drop))
-    else:
-        (folder / INT8_FILE).unlink(missing_ok=True)  # of an earlier policy
+    files = []
+    for suffix in formats:
+        plain, int8 = ((folder / name).with_suffix(suffix) for name in (FLOAT_FILE, INT8_FILE))
+        files.append(_write(floats, plain, images, policy_digest, unlabeled, drop))
+        if quantized:
+            files.append(_write(model, int8, images, policy_digest, unlabeled, drop))
+        else:
+            int8.unlink(missing_ok=True)  # of an earlier policy
     return files
+
+
+def formats_for(suffix: str) -> tuple[str, ...]:
+    """The formats to export for a target that reads files of this suffix: always ONNX, TFLite if it does."""
+    return (ONNX, TFLITE) if suffix == TFLITE else (ONNX,)
+
+
+def write_file(
+    model: fx.GraphModule,
+    example: Tensor,
+    path: Path,
+    policy_digest: str = "",
+    calibration: Tensor | None = None,
+) -> Exported:
+    """Write one file in the format of its suffix; see `export_onnx` and `export_tflite`."""
+    if path.suffix == TFLITE:
+        return export_tflite(model, example, path, policy_digest=policy_digest)
+    return export_onnx(model, example, path, policy_digest=policy_digest, calibration=calibration)
 
 
 def without_quantization(model: fx.GraphModule, calibration: Sequence[Tensor]) -> fx.GraphModule:
@@ -117,7 +142,7 @@ def _plain_layer(layer: QuantizedConv2d | QuantizedLinear) -> nn.Module:
 def _write(
     model: fx.GraphModule, path: Path, images: Tensor, digest: str, unlabeled: Tensor | None, drop: float
 ) -> CheckedFile:
-    exported = export_onnx(model, images[:1], path, policy_digest=digest, calibration=unlabeled)
+    exported = write_file(model, images[:1], path, digest, unlabeled)
     agreement = check_export(path, model, images)
     return CheckedFile(
         path,

@@ -1,4 +1,4 @@
-"""Which function writes which operation: one dictionary from a module type, function or method name."""
+"""Which function writes which operation: from a module type, function or method name, for each format."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from amc.export.graph import OnnxGraph, Value
+from amc.export.grid import Grid
+from amc.export.value import Value
 
 
 class Unsupported(Exception):
@@ -14,8 +15,24 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True)
+class Ending:
+    """What follows an operation and becomes part of it.
+
+    Attributes:
+        clip: the upper end of a function that clips the result to [0, clip], or None.
+        grid: the grid that everything which reads the result quantizes it to, or None.
+    """
+
+    clip: float | None = None
+    grid: Grid | None = None
+
+
+NO_ENDING = Ending()
+
+
+@dataclass(frozen=True)
 class Call:
-    """One operation of the traced network, its tensors replaced by ONNX values.
+    """One operation of the traced network, its tensors replaced by values of the file.
 
     Attributes:
         label: what the operation is, for messages.
@@ -23,6 +40,7 @@ class Call:
         module: the module called, or None for a function or method.
         shapes: shapes of the results, batch first; most operations have one.
         batch_norm: the batch norm that follows and is folded into this layer.
+        ending: what else follows and is taken in, for formats whose operators do that.
     """
 
     label: str
@@ -31,6 +49,7 @@ class Call:
     module: nn.Module | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
     batch_norm: nn.Module | None = None
+    ending: Ending = NO_ENDING
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,18 +87,39 @@ class Call:
             raise Unsupported(f"{self.label} {what}")
 
 
-Handler = Callable[[OnnxGraph, Call], Value | tuple[Value, ...]]
-_HANDLERS: dict[Any, Handler] = {}
+Handler = Callable[[Any, Call], Value | tuple[Value, ...]]
+"""Writes one operation into the graph under construction and returns its result."""
 
 
-def handles(*targets: Any) -> Callable[[Handler], Handler]:
-    """Register a function for module types, functions, or method names of a tensor."""
+class Registry:
+    """The handlers of one file format; calling it gives the decorator that registers one."""
 
-    def register(handler: Handler) -> Handler:
-        _HANDLERS.update(dict.fromkeys(targets, handler))
+    def __init__(self) -> None:
+        self._handlers: dict[Any, Handler] = {}
+
+    def __call__(self, *targets: Any) -> Callable[[Handler], Handler]:
+        """Register a function for module types, functions, or method names of a tensor."""
+
+        def register(handler: Handler) -> Handler:
+            self._handlers.update(dict.fromkeys(targets, handler))
+            return handler
+
+        return register
+
+    def handler_of(self, module: fx.GraphModule, node: fx.Node) -> Handler:
+        """The function that writes a node.
+
+        Raises:
+            Unsupported: there is none. Subclasses do not count: they may compute something else.
+        """
+        handler = self._handlers.get(target_of(module, node))
+        if handler is None:
+            raise Unsupported(label_of(module, node))
         return handler
 
-    return register
+
+handles = Registry()
+"""The handlers of the ONNX writer."""
 
 
 def target_of(module: fx.GraphModule, node: fx.Node) -> Any:
@@ -95,15 +135,3 @@ def label_of(module: fx.GraphModule, node: fx.Node) -> str:
     if isinstance(target, str):
         return f"Tensor.{target}"
     return str(getattr(target, "__name__", target))
-
-
-def handler_of(module: fx.GraphModule, node: fx.Node) -> Handler:
-    """The function that writes a node.
-
-    Raises:
-        Unsupported: there is none. Subclasses do not count: they may compute something else.
-    """
-    handler = _HANDLERS.get(target_of(module, node))
-    if handler is None:
-        raise Unsupported(label_of(module, node))
-    return handler

@@ -2,15 +2,15 @@
 
 import operator
 from dataclasses import replace
-from math import prod
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amc.export.graph import OnnxGraph, Value
+from amc.export.arguments import mean_axes, new_order, padding, require_batch_kept, slices, tile
+from amc.export.graph import OnnxGraph
 from amc.export.registry import Call, handles
+from amc.export.value import Value
 
 END = 2**63 - 1
 """Slice ends here for "to the end"."""
@@ -24,18 +24,18 @@ def keeping_grid(value: Value, source: Value) -> Value:
 @handles(nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)
 def max_pool(g: OnnxGraph, call: Call) -> Value:
     """Largest element of each window."""
-    kernel, padding = call.pair("kernel_size", 1), call.pair("padding", 3, 0)
+    kernel, around = call.pair("kernel_size", 1), call.pair("padding", 3, 0)
     call.require(not call.get("return_indices", 6, False), "with indices")
     dilation, stride = call.pair("dilation", 4, 1), call.pair("stride", 2, kernel)
     ceil = bool(call.get("ceil_mode", 5, False))
     # torch drops a last window that would start in the padding; ONNX does not say so.
-    call.require(not ceil or not any(padding), "with ceil_mode and padding")
+    call.require(not ceil or not any(around), "with ceil_mode and padding")
     pooled = g.add(
         "MaxPool",
         g.operand(call.x),
         kernel_shape=kernel,
         strides=stride,
-        pads=(*padding, *padding) if any(padding) else None,
+        pads=(*around, *around) if any(around) else None,
         dilations=dilation if dilation != (1, 1) else None,
         ceil_mode=1 if ceil else None,
     )
@@ -45,42 +45,37 @@ def max_pool(g: OnnxGraph, call: Call) -> Value:
 @handles(nn.AvgPool2d, F.avg_pool2d)
 def average_pool(g: OnnxGraph, call: Call) -> Value:
     """Mean of each window; a window that is the whole image becomes a global pooling."""
-    kernel, padding = call.pair("kernel_size", 1), call.pair("padding", 3, 0)
+    kernel, around = call.pair("kernel_size", 1), call.pair("padding", 3, 0)
     call.require(not call.get("ceil_mode", 4, False), "with ceil_mode")
     call.require(call.get("divisor_override", 6) is None, "with divisor_override")
-    if kernel == tuple(call.x.shape[2:]) and not any(padding):
+    if kernel == tuple(call.x.shape[2:]) and not any(around):
         return g.add("GlobalAveragePool", g.operand(call.x))
     return g.add(
         "AveragePool",
         g.operand(call.x),
         kernel_shape=kernel,
         strides=call.pair("stride", 2, kernel),
-        pads=(*padding, *padding) if any(padding) else None,
-        count_include_pad=1 if any(padding) and call.get("count_include_pad", 5, True) else None,
+        pads=(*around, *around) if any(around) else None,
+        count_include_pad=1 if any(around) and call.get("count_include_pad", 5, True) else None,
     )
 
 
 @handles(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)
 def adaptive_average_pool(g: OnnxGraph, call: Call) -> Value:
     """Mean of equal tiles; tiles of unequal size have no ONNX counterpart."""
-    source, target = call.x.shape[2:], call.shape[2:]
-    if source == target:
+    if call.x.shape == call.shape:
         return call.x
-    if target == (1, 1):
+    if call.shape[2:] == (1, 1):
         return g.add("GlobalAveragePool", g.operand(call.x))
-    call.require(all(s % t == 0 for s, t in zip(source, target, strict=True)), "of unequal tiles")
-    kernel = tuple(s // t for s, t in zip(source, target, strict=True))
+    kernel = tile(call)
     return g.add("AveragePool", g.operand(call.x), kernel_shape=kernel, strides=kernel)
 
 
 @handles(torch.mean, "mean")
 def mean(g: OnnxGraph, call: Call) -> Value:
     """Mean over axes; over both spatial ones it is a global pooling."""
-    rank, dims = len(call.x.shape), call.get("dim", 1)
-    call.require(dims is not None, "over everything")
-    axes = sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims))
-    keep = bool(call.get("keepdim", 2, False))
-    if rank != 4 or axes != [2, 3]:
+    axes, keep = mean_axes(call), bool(call.get("keepdim", 2, False))
+    if len(call.x.shape) != 4 or axes != [2, 3]:
         return g.add("ReduceMean", g.operand(call.x), axes=axes, keepdims=int(keep))
     pooled = g.add("GlobalAveragePool", g.operand(call.x))
     return pooled if keep else g.add("Reshape", pooled, g.integers(0, -1))
@@ -94,10 +89,7 @@ def reshape(g: OnnxGraph, call: Call) -> Value:
     Raises:
         Unsupported: the first axis of the result is not the batch.
     """
-    batch = call.x.shape[0]
-    call.require(
-        call.shape[:1] == (batch,) and prod(call.shape[1:]) == prod(call.x.shape[1:]), "across the batch"
-    )
+    require_batch_kept(call)
     if call.shape == call.x.shape:
         return call.x
     rest = (-1,) if len(call.shape) == 2 else call.shape[1:]
@@ -107,16 +99,7 @@ def reshape(g: OnnxGraph, call: Call) -> Value:
 @handles(torch.transpose, "transpose", torch.permute, "permute")
 def permute(g: OnnxGraph, call: Call) -> Value:
     """A new order of the axes; the batch stays first."""
-    rank = len(call.x.shape)
-    call.require(len(call.args) > 1, "by keywords")
-    given = call.args[1:] if not isinstance(call.args[-1], list | tuple) else call.args[-1]
-    order = [int(axis) % rank for axis in given]
-    if len(order) == 2 and rank != 2:
-        first, second = order
-        order = list(range(rank))
-        order[first], order[second] = second, first
-    call.require(len(order) == rank and order[0] == 0, "that moves the batch axis")
-    return keeping_grid(g.add("Transpose", call.x, perm=order), call.x)
+    return keeping_grid(g.add("Transpose", call.x, perm=new_order(call)), call.x)
 
 
 @handles("contiguous")
@@ -151,17 +134,9 @@ def getitem(g: OnnxGraph, call: Call) -> Value:
     source, index = call.args
     if isinstance(source, tuple):
         return source[index]
-    slices = index if isinstance(index, tuple) else (index,)
-    if Ellipsis in slices:
-        at = slices.index(Ellipsis)
-        missing = len(source.shape) - len(slices) + 1
-        slices = (*slices[:at], *[slice(None)] * missing, *slices[at + 1 :])
-    call.require(all(isinstance(s, slice) for s in slices), "with an index that is not a slice")
-    cut = [(axis, s) for axis, s in enumerate(slices) if s != slice(None)]
+    cut = slices(call)
     if not cut:
         return call.x
-    call.require(cut[0][0] != 0, "along the batch")
-    call.require(all((s.step or 1) > 0 for _, s in cut), "with a negative step")
     return keeping_grid(_sliced(g, call.x, cut), call.x)
 
 
@@ -175,11 +150,6 @@ def _sliced(g: OnnxGraph, x: Value, cut: list[tuple[int, slice]]) -> Value:
 @handles(nn.ZeroPad2d, F.pad)
 def pad(g: OnnxGraph, call: Call) -> Value:
     """Zeros (or another constant) around a tensor; torch counts the axes from the last one."""
-    amounts: Any = call.module.padding if isinstance(call.module, nn.ZeroPad2d) else call.get("pad", 1)
-    mode, value = call.get("mode", 2, "constant"), call.get("value", 3) or 0
-    call.require(mode == "constant" and all(a >= 0 for a in amounts), f"with mode {mode} or negative amounts")
-    before, after = [0] * len(call.shape), [0] * len(call.shape)
-    for axis, (low, high) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
-        before[-axis], after[-axis] = low, high
-    padded = g.add("Pad", g.operand(call.x), g.integers(*before, *after), g.scalar(float(value)))
+    before, after, value = padding(call)
+    padded = g.add("Pad", g.operand(call.x), g.integers(*before, *after), g.scalar(value))
     return keeping_grid(padded, call.x) if value == 0 else padded

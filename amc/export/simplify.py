@@ -32,15 +32,16 @@ def simplify(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, nn.Module]
     """A copy of the graph to write, and the batch norm that each layer takes in."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
-    _bypass(graph, lambda node: _is_identity(module, node))
-    _bypass(graph, lambda node: _is_swallowed(module, node))
+    bypass(graph, lambda node: _is_identity(module, node))
+    bypass(graph, lambda node: _is_swallowed(module, node))
     norms = _foldable_norms(module, graph)
     layers = {node.all_input_nodes[0]: norm for node, norm in norms.items()}
-    _bypass(graph, norms.__contains__)
+    bypass(graph, norms.__contains__)
     return graph, layers
 
 
-def _bypass(graph: fx.Graph, drop: Callable[[fx.Node], bool]) -> None:
+def bypass(graph: fx.Graph, drop: Callable[[fx.Node], bool]) -> None:
+    """Erase nodes; what reads them reads their first input instead."""
     for node in [node for node in graph.nodes if drop(node)]:
         node.replace_all_uses_with(node.all_input_nodes[0])
         graph.erase_node(node)

@@ -1,40 +1,21 @@
-"""The walk over the traced graph: each operation is handed to its handler."""
+"""The ONNX file of a traced network."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from operator import attrgetter
-from typing import Any
 
 import onnx
-import torch
 from onnx import TensorProto, helper
-from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate, map_arg
-
-from amc.errors import UserError
+from torch import Tensor, fx
 
 # Imported because they register their handlers.
 from amc.export import activations, channel_pad, layers, shapes  # noqa: F401
-from amc.export.graph import IR_VERSION, OPSET, OnnxGraph, Value
-from amc.export.registry import Call, handler_of, label_of
+from amc.export.graph import IR_VERSION, OPSET, OnnxGraph
+from amc.export.registry import handles
 from amc.export.simplify import simplify
+from amc.export.value import Value
+from amc.export.walk import Plan, walk
 
-INPUT, OUTPUT = "input", "output"
+OUTPUT = "output"
 PRODUCER = "amc"
-
-
-class ShapeRecorder(fx.Interpreter):
-    """Runs a graph once and keeps what each node gave; of tensors only the shape, as meta tensors."""
-
-    def __init__(self, module: fx.GraphModule, graph: fx.Graph):
-        super().__init__(module, graph=graph)
-        self.results: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and keep its result."""
-        result = super().run_node(n)
-        self.results[n] = map_aggregate(result, lambda r: r.to("meta") if isinstance(r, Tensor) else r)
-        return result
 
 
 def write_model(
@@ -52,76 +33,26 @@ def write_model(
         Unsupported: an operation has no translation.
         UserError: the network does not accept the example, or not in the wanted batch size.
     """
-    graph, norms = simplify(module)
-    results = _record(module, graph, example, batch)
-    g, values = OnnxGraph(), dict[fx.Node, Any]()
-    for node in graph.nodes:
-        g.scope = node.name
-        if node.op == "placeholder":
-            image = values[node] = Value(INPUT, tuple(results[node].shape))
-        elif node.op == "output":
-            outputs = [values[source] for source in node.all_input_nodes]
-        else:
-            values[node] = _value(g, module, node, values, results[node], norms.get(node))
-    return _model(g, image, outputs, batch, metadata)
+    g = OnnxGraph()
+    outputs = walk(g, handles, module, Plan(*simplify(module)), example, batch)
+    return _model(g, outputs, batch, metadata)
 
 
-def _record(
-    module: fx.GraphModule, graph: fx.Graph, example: Tensor, batch: int | None
-) -> dict[fx.Node, Any]:
-    # Two images, so that a batch axis cannot be mistaken for an axis of length 1.
-    images = example[:1].repeat(batch or 2, *[1] * (example.dim() - 1))
-    recorder = ShapeRecorder(module, graph)
-    try:
-        with torch.no_grad():
-            recorder.run(images)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"The network does not accept an input of shape {list(images.shape)}: {reason}"
-        ) from error
-    return recorder.results
-
-
-def _value(
-    g: OnnxGraph,
-    module: fx.GraphModule,
-    node: fx.Node,
-    values: Mapping[fx.Node, Any],
-    result: Any,
-    norm: nn.Module | None,
-) -> Any:
-    """What a node stands for in ONNX: a value, several, or a plain number that the trace computed."""
-    if node.op == "get_attr":
-        return g.constant(attrgetter(str(node.target))(module).detach().cpu().numpy())
-    tensors = [t for t in (result if isinstance(result, tuple | list) else [result]) if isinstance(t, Tensor)]
-    if not tensors:
-        return result
-    call = Call(
-        label_of(module, node),
-        map_arg(node.args, values.__getitem__),
-        map_arg(node.kwargs, values.__getitem__),
-        module.get_submodule(str(node.target)) if node.op == "call_module" else None,
-        tuple(tuple(t.shape) for t in tensors),
-        norm,
-    )
-    written = handler_of(module, node)(g, call)
-    if isinstance(written, Value):
-        return replace(written, shape=call.shape)
-    return tuple(replace(value, shape=shape) for value, shape in zip(written, call.shapes, strict=True))
+def output_names(count: int) -> list[str]:
+    """What the outputs are called: `output`, `output_1`, ..."""
+    return [OUTPUT if not index else f"{OUTPUT}_{index}" for index in range(count)]
 
 
 def _model(
-    g: OnnxGraph, image: Value, outputs: list[Value], batch: int | None, metadata: Mapping[str, str]
+    g: OnnxGraph, outputs: list[Value], batch: int | None, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
-    """The finished model; the outputs are called `output`, `output_1`, ..."""
-    names = [OUTPUT if not index else f"{OUTPUT}_{index}" for index in range(len(outputs))]
+    names = output_names(len(outputs))
     for value, name in zip(outputs, names, strict=True):
         g.nodes.append(helper.make_node("Identity", [value.name], [name]))
     graph = helper.make_graph(
         g.nodes,
         "network",
-        [_described(INPUT, image.shape, batch)],
+        [_described(value.name, value.shape, batch) for value in g.images],
         [_described(name, value.shape, batch) for name, value in zip(names, outputs, strict=True)],
         g.initializers,
     )

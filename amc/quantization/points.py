@@ -63,7 +63,7 @@ def insert_points(graph: fx.GraphModule, layers: Sequence[str]) -> tuple[Quantiz
         The points in execution order.
     """
     layer_nodes = [n for n in graph.graph.nodes if n.op == "call_module" and str(n.target) in set(layers)]
-    merge_nodes = [n for n in graph.graph.nodes if _is(n, *_MERGES)]
+    merge_nodes = [n for n in graph.graph.nodes if is_merge(n)]
     readers: dict[fx.Node, list[fx.Node]] = {}
     for node in layer_nodes:
         readers.setdefault(_source(node.all_input_nodes[0]), []).append(node)
@@ -115,6 +115,11 @@ def point_bits(points: Sequence[QuantizationPoint], layer_bits: Mapping[str, int
 
 _MOVES = (_MOVES_MODULES, _MOVES_FUNCTIONS, _MOVES_METHODS)
 _MERGES = (_MERGES_MODULES, _MERGES_FUNCTIONS, _MERGES_METHODS)
+
+
+def is_merge(node: fx.Node) -> bool:
+    """Whether a node makes new values of quantized ones outside any layer: a sum, concatenation or pool."""
+    return _is(node, *_MERGES)
 
 
 def _is(node: fx.Node, modules: tuple, functions: tuple, methods: tuple) -> bool:

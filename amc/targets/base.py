@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from amc.errors import UserError
-from amc.targets.calibration import Profile
+from amc.targets.calibration import Profile, Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,15 +71,27 @@ class Target(ABC):
 
     Attributes:
         name: the name people give on the command line; part of every cache key and result.
-        profile: channel steps and bit widths that pay off; data, so that a calibration can replace it.
         unit: what `Timing.best` counts: "ms", or "M instructions" on a target that counts instead of timing.
         file_suffix: of the files that it reads.
+        sampling_limit_s: seconds that measuring random policies for a latency predictor may take.
+        on_calibration: hears of the target's calibration, should reading `profile` start one; for whoever
+            wants to tell a person why it takes a while.
     """
 
     name: str
-    profile: Profile
     unit: str = "ms"
     file_suffix: str = ".onnx"
+    sampling_limit_s: float = 165.0
+    on_calibration: Progress | None = None
+
+    @property
+    @abstractmethod
+    def profile(self) -> Profile:
+        """Channel steps and bit widths that pay off: declared by a class attribute, or measured."""
+
+    def adopt(self, profile: Profile) -> None:
+        """Use a profile that was measured before, such as that of a run which is being continued."""
+        vars(self)["profile"] = profile
 
     @property
     def width_multiple(self) -> int:

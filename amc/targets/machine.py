@@ -10,7 +10,7 @@ from pathlib import Path
 # machine may report the same model name with and without AVX512.
 KERNEL_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 IDENTITY_FIELDS = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
-RUNTIMES = ("torch", "numpy", "onnx", "onnxruntime", "openvino")
+RUNTIMES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "ai-edge-litert")
 
 
 def describe_machine() -> dict[str, object]:

@@ -23,6 +23,7 @@ class LatencyMeter:
 
     Attributes:
         original: latency of the reference, in the target's unit.
+        reference: its file.
         exported: what became of the reference; says whether the fallback exporter was needed.
 
     Raises:
@@ -39,20 +40,20 @@ class LatencyMeter:
         self.network, self.target = network, target
         self.cache = cache or LatencyCache()
         self._folder = tempfile.TemporaryDirectory(prefix="amc-latency-")
-        self._reference = Path(self._folder.name) / f"original{target.file_suffix}"
-        self.exported = target.export(network.module, network.example, self._reference)
-        self._digest = hashlib.sha256(self._reference.read_bytes()).hexdigest()[:16]
+        self.reference = Path(self._folder.name) / f"original{target.file_suffix}"
+        self.exported = target.export(network.module, network.example, self.reference)
+        self._digest = hashlib.sha256(self.reference.read_bytes()).hexdigest()[:16]
         # An unreliable timing is not cached, so a resumed run would otherwise measure another one, and its
         # logged rewards would no longer follow from its logged latencies.
         self.original = self._timing("original", None).best if original is None else original
 
-    def __call__(self, policy: CompressionPolicy, model: fx.GraphModule) -> float:
-        """Latency of a policy's network, calibrated and in evaluation mode; it is moved to the CPU.
+    def timing(self, policy: CompressionPolicy, model: fx.GraphModule) -> Timing:
+        """Time a policy's network, calibrated and in evaluation mode; it is moved to the CPU.
 
-        Both are measured in the same rounds; the ratio is what counts, so it is given in units of the
-        reference's latency of this run.
+        Network and reference are measured in the same rounds, so the ratio is what counts: times `original`
+        it is the latency in units of the reference's latency of this run.
         """
-        return self._timing(policy.digest(), model).ratio * self.original
+        return self._timing(policy.digest(), model)
 
     def _timing(self, name: str, model: fx.GraphModule | None) -> Timing:
         digest = f"{self._digest}-{name}"
@@ -65,11 +66,11 @@ class LatencyMeter:
 
     def _measure(self, name: str, model: fx.GraphModule | None) -> Timing:
         if model is None:
-            return self.target.measure([self._reference])[0]
+            return self.target.measure([self.reference])[0]
         file = Path(self._folder.name) / f"{name}{self.target.file_suffix}"
         try:
             self.target.export(model.cpu(), self.network.example, file)
-            return self.target.measure([self._reference, file])[1]
+            return self.target.measure([self.reference, file])[1]
         finally:
             file.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from amc.targets.calibration import ONNXRUNTIME
 from amc.targets.process_target import ProcessTarget
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ class OnnxRuntimeTarget(ProcessTarget):
     """
 
     name = "onnxruntime"
-    profile = ONNXRUNTIME
     distribution = "onnxruntime"
     engine = "amc.targets.onnxruntime_cpu:load"
 

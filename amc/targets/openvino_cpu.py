@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amc.targets.calibration import OPENVINO
 from amc.targets.process_target import ProcessTarget
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ class OpenVinoTarget(ProcessTarget):
     """
 
     name = "openvino"
-    profile = OPENVINO
     distribution = "openvino"
     engine = "amc.targets.openvino_cpu:load"
 

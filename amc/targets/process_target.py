@@ -1,5 +1,6 @@
 """A target whose runtime lives in a measuring process of its own."""
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from amc.errors import UserError
 from amc.targets.base import DEFAULT_TIME_LIMIT_S, Target, Timing, existing_file
+from amc.targets.calibration import Profile
 from amc.targets.machine import installed_version
 from amc.targets.measuring_process import MeasuringProcess, RequestFailed
 
@@ -16,9 +18,10 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class ProcessTarget(Target):
-    """Base of the targets that run in `amc.targets.worker`: a subclass sets four class attributes.
+    """Base of the targets that run in `amc.targets.worker`: a subclass sets three class attributes.
 
     Attributes:
+        name: see `Target`.
         distribution: the runtime's name at the package index, asked for its version.
         engine: "package.module:load", imported in the measuring process.
 
@@ -46,6 +49,14 @@ class ProcessTarget(Target):
         from amc.targets.saturation import weight_bits_exact
 
         return weight_bits_exact(self)
+
+    @functools.cached_property
+    def profile(self) -> Profile:
+        """Found by a calibration of less than a minute, then remembered on disk."""
+        # Here, because it imports torch, which the measuring process does without.
+        from amc.targets.profiling import measured_profile
+
+        return measured_profile(self, on_progress=self.on_calibration)
 
     def measure(
         self, files: Sequence[Path | str], *, time_limit_s: float = DEFAULT_TIME_LIMIT_S

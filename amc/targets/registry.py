@@ -58,5 +58,28 @@ def _openvino() -> Target:
     return OpenVinoTarget()
 
 
+def _litert() -> Target:
+    from amc.targets.litert_cpu import LiteRtTarget
+
+    return LiteRtTarget()
+
+
+def _cortex_a76() -> Target:
+    from amc.targets.arm.cores import CORTEX_A76
+    from amc.targets.arm.target import ArmInstructionsTarget
+
+    return ArmInstructionsTarget(CORTEX_A76)
+
+
+def _cortex_a53() -> Target:
+    from amc.targets.arm.cores import CORTEX_A53
+    from amc.targets.arm.target import ArmInstructionsTarget
+
+    return ArmInstructionsTarget(CORTEX_A53)
+
+
+register_target("arm-instructions", _cortex_a76)
+register_target("arm-instructions-a53", _cortex_a53)
+register_target("litert", _litert)
 register_target("onnxruntime", _onnxruntime)
 register_target("openvino", _openvino)

@@ -17,18 +17,21 @@ from amc.targets.cache import JsonCache, default_cache_directory
 from amc.targets.machine import cpu_model
 
 if TYPE_CHECKING:
+    from torch import fx
+
+    from amc.quantization.modules import ActivationQuantizer
     from amc.targets.base import Target
 
 CHANNELS, SIDE, KERNEL = 64, 8, 3
 WEIGHT_SCALE = 2.0**-10
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 
 
 def weight_bits_exact(target: "Target", cache: JsonCache | None = None) -> int:
     """Return 8 if the target's int8 convolutions are exact at full range, otherwise 7.
 
     Args:
-        target: runs ONNX files; it runs one small convolution unless the answer is cached.
+        target: it exports and runs one small convolution unless the answer is cached.
         cache: where the answer is kept; default `targets` in `default_cache_directory()`.
     """
     cache = cache or JsonCache(default_cache_directory() / "targets")
@@ -47,12 +50,14 @@ def weight_bits_exact(target: "Target", cache: JsonCache | None = None) -> int:
 
 def saturation_error(target: "Target") -> float:
     """Return the largest error of a full-range int8 convolution, in steps of its 8-bit output."""
+    import torch  # the measuring process does without
+
     weight = full_range_weight()
     step = output_step(weight)
     inputs = np.full((1, CHANNELS, SIDE, SIDE), 255.0, np.float32)
     with tempfile.TemporaryDirectory(prefix="amc-check-") as directory:
-        file = Path(directory) / "full_range.onnx"
-        file.write_bytes(full_range_model(weight, step))
+        file = Path(directory) / f"full_range{target.file_suffix}"
+        target.export(full_range_network(weight, step), torch.from_numpy(inputs), file)
         found = target.run(file, inputs) / step
     return float(np.abs(found - np.clip(np.rint(exact_sums(weight) * WEIGHT_SCALE / step), 0, 255)).max())
 
@@ -77,34 +82,26 @@ def output_step(weight: np.ndarray) -> float:
     return float(np.float32(exact_sums(weight).max() * WEIGHT_SCALE / 255))
 
 
-def full_range_model(weight: np.ndarray, step: float) -> bytes:
-    """Return an ONNX file: QDQ convolution, U8 activations, S8 per-channel weights."""
-    from onnx import TensorProto, helper, numpy_helper
+def full_range_network(weight: np.ndarray, step: float) -> "fx.GraphModule":
+    """Return a convolution of 8-bit activations and weights, one level of the input being 1."""
+    import torch
+    from torch import nn
 
-    constants = {
-        "one": np.float32(1),
-        "zero": np.uint8(0),
-        "weight": weight,
-        "weight_scale": np.full(CHANNELS, WEIGHT_SCALE, np.float32),
-        "weight_zero": np.zeros(CHANNELS, np.int8),
-        "step": np.float32(step),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["x_codes"]),
-        helper.make_node("DequantizeLinear", ["x_codes", "one", "zero"], ["x_values"]),
-        helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w_values"], axis=0),
-        helper.make_node("Conv", ["x_values", "w_values"], ["sums"], kernel_shape=[KERNEL, KERNEL]),
-        helper.make_node("QuantizeLinear", ["sums", "step", "zero"], ["y_codes"]),
-        helper.make_node("DequantizeLinear", ["y_codes", "step", "zero"], ["y"]),
-    ]
-    side = SIDE - KERNEL + 1
-    graph = helper.make_graph(
-        nodes,
-        "full_range",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, CHANNELS, SIDE, SIDE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, CHANNELS, side, side])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    # IR version 9 with opset 17: every runtime of the supported range reads it.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return model.SerializeToString()
+    from amc.graph import trace_graph
+    from amc.quantization.modules import UniformWeightQuantizer, with_quantized_weight
+
+    layer = nn.Conv2d(CHANNELS, CHANNELS, KERNEL, bias=False)
+    layer.weight = nn.Parameter(torch.from_numpy(weight * WEIGHT_SCALE).float(), requires_grad=False)
+    quantizer = UniformWeightQuantizer(8, CHANNELS)
+    quantizer.scale.fill_(WEIGHT_SCALE)
+    quantized = with_quantized_weight(layer, quantizer)
+    return trace_graph(nn.Sequential(_levels(1.0), quantized, _levels(step)))
+
+
+def _levels(scale: float) -> "ActivationQuantizer":
+    from amc.quantization.modules import ActivationQuantizer
+
+    point = ActivationQuantizer(8)
+    point.calibrating = False
+    point.scale.fill_(scale)
+    return point

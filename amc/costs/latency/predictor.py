@@ -1,0 +1,109 @@
+"""A monotone predictor of whole-network latency, and how far it can be trusted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from amc.costs.latency.features import LatencyFeatures
+
+FOLDS = 10
+CONFIDENCE = 0.95
+SMALLEST_FIT = 20
+"""Samples below which a fit means nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One measured policy.
+
+    Attributes:
+        table: int64 [points, knobs].
+        ratio: its latency divided by the uncompressed network's.
+    """
+
+    table: np.ndarray
+    ratio: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {"table": self.table.tolist(), "ratio": self.ratio}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Sample":
+        """Rebuild a sample; raises KeyError, TypeError or ValueError if `data` is not one."""
+        return cls(np.array(data["table"], dtype=np.int64), float(data["ratio"]))
+
+
+class LatencyPredictor:
+    """Latency of policies as a fraction of the uncompressed network's, fitted to measured networks.
+
+    A non-negative least-squares fit of relative errors: with features that grow with every width, so do its
+    predictions, and the cheapest completion of a partial policy is the one with the smallest widths.
+
+    Args:
+        features: of the space's policies.
+        samples: measured random policies.
+
+    Attributes:
+        errors: prediction / measurement - 1 of every sample, by a fit that has not seen it: the samples
+            it was made of are dealt into ten folds, later ones are predicted before they join.
+    """
+
+    def __init__(self, features: LatencyFeatures, samples: Sequence[Sample]):
+        if len(samples) < SMALLEST_FIT:
+            raise ValueError(f"{len(samples)} samples are too few for a fit")
+        self.features = features
+        self._rows = np.stack([features.of(sample.table) for sample in samples])
+        self._ratios = np.array([sample.ratio for sample in samples])
+        self.errors = self._unseen_errors()
+        self._weights = fit(self._rows, self._ratios)
+
+    def __call__(self, table: np.ndarray) -> float:
+        """The predicted fraction of a complete table [points, knobs]."""
+        return float(self.features.of(table) @ self._weights)
+
+    def add(self, table: np.ndarray, ratio: float) -> None:
+        """Learn from another measured policy; its error before that counts as one on an unseen policy."""
+        row = self.features.of(table)
+        self.errors = np.append(self.errors, row @ self._weights / ratio - 1.0)
+        self._rows, self._ratios = np.vstack([self._rows, row]), np.append(self._ratios, ratio)
+        self._weights = fit(self._rows, self._ratios)
+
+    @property
+    def mape(self) -> float:
+        """Mean absolute relative error on unseen policies."""
+        return float(np.abs(self.errors).mean())
+
+    @property
+    def margin(self) -> float:
+        """By which fraction a measurement exceeds its prediction at most, in 95 % of unseen policies."""
+        excess = 1.0 / (1.0 + self.errors) - 1.0
+        return max(0.0, float(np.quantile(excess, CONFIDENCE)))
+
+    def _unseen_errors(self) -> np.ndarray:
+        fold = np.arange(len(self._ratios)) % FOLDS
+        errors = np.empty(len(self._ratios))
+        for number in range(FOLDS):
+            unseen = fold == number
+            weights = fit(self._rows[~unseen], self._ratios[~unseen])
+            errors[unseen] = self._rows[unseen] @ weights / self._ratios[unseen] - 1.0
+        return errors
+
+
+def fit(rows: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+    """Non-negative weights that minimise the squared relative errors.
+
+    Args:
+        rows: features of the samples, [samples, features].
+        ratios: what was measured, [samples], all above 0.
+
+    Returns:
+        [features]; 0 for features that are 0 in every sample.
+    """
+    scale = rows.max(axis=0)
+    scale[scale == 0] = 1.0
+    weights, _ = nnls(rows / scale / ratios[:, None], np.ones(len(ratios)), maxiter=50 * rows.shape[1])
+    return np.asarray(weights / scale)

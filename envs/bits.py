@@ -1,0 +1,92 @@
+"""Which bits a search may choose from, and what a person should know about them."""
+
+from collections.abc import Collection
+
+from amc.knobs import BitsKnob, WidthKnob
+from amc.network import Network
+from amc.quantization.uniform import NOT_QUANTIZED
+from amc.targets import Target
+from envs.problem_config import ProblemConfig
+
+Bits = tuple[int, ...]
+STORED_BITS = 8
+"""Integers of fewer bits are computed with as if they had 8, where a target has no kernels for them."""
+
+
+def make_knobs(
+    config: ProblemConfig, network: Network, target: Target
+) -> tuple[tuple[WidthKnob, BitsKnob, BitsKnob], tuple[str, ...]]:
+    """Widths, weight bits and activation bits, and notes about them.
+
+    Under latency alone a layer runs in integers or in floats: one decision for its weights and its input.
+    """
+    weights, activations, notes = choose_bits(config, target)
+    latency = "latency" in config.active_costs
+    multiple = config.width_multiple or (target.width_multiple if latency else 1)
+    implied = None
+    if latency and not config.fractional and _pairs(weights) and _pairs(activations):
+        meaning = dict(zip(sorted(activations), sorted(weights), strict=True))
+        implied = ("activation_bits", meaning)
+    knobs = (
+        WidthKnob(multiple, config.min_channels, config.min_keep),
+        BitsKnob("weight_bits", network, weights, min(weights) if latency else None, implied),
+        BitsKnob("activation_bits", network, activations, min(activations) if latency else None),
+    )
+    return knobs, notes
+
+
+def choose_bits(config: ProblemConfig, target: Target) -> tuple[Bits, Bits, tuple[str, ...]]:
+    """Legal bits for weights and activations, and what a person should know about them.
+
+    Bits that nothing depends on stay out: under MACs or parameters alone the network stays in floating
+    point; under size the weights have 2 bits up; under bit-operations activations too; under latency alone
+    only bits that make the target faster take part.
+    """
+    latency = "latency" in config.active_costs
+    quantizes = config.fractional or latency or any(bits < NOT_QUANTIZED for bits in config.weight_bits)
+    # Asking makes the target run a small network, unless it remembers: only where weights are quantized.
+    exact = target.weight_bits_exact if quantizes else 8
+    notes = _overflow_notes(config, target, exact)
+    weights: Bits = (NOT_QUANTIZED,)
+    activations: Bits = (NOT_QUANTIZED,)
+    if config.fractional:
+        weights = tuple(range(2, exact + 1))
+        activations = tuple(range(2, 9)) if "bops" in config.active_costs else (8,)
+    elif latency and STORED_BITS in target.fast_bits:
+        weights, activations = (exact, NOT_QUANTIZED), (STORED_BITS, NOT_QUANTIZED)
+    weights, activations = config.weight_bits or weights, config.activation_bits or activations
+    if latency and not config.fractional:
+        kept = _that_pay_off(weights, target), _that_pay_off(activations, target)
+        notes += (_speed_note(target, {*weights, *activations} - {*kept[0], *kept[1]}),)
+        weights, activations = kept
+    return weights, activations, notes
+
+
+def _that_pay_off(bits: Bits, target: Target) -> Bits:
+    """Without integers that run no faster than more accurate ones among the choices."""
+    most = max((b for b in bits if b < NOT_QUANTIZED), default=NOT_QUANTIZED)
+    return tuple(b for b in bits if b >= most or b in target.fast_bits)
+
+
+def _pairs(bits: Bits) -> bool:
+    """Whether there is one choice of integers and one of floats."""
+    return len(bits) == 2 and min(bits) < NOT_QUANTIZED == max(bits)
+
+
+def _speed_note(target: Target, dropped: Collection[int]) -> str:
+    if STORED_BITS not in target.fast_bits:
+        return f"8-bit integers bring nothing on {target.name}: every layer stays in floats."
+    asked = f" ({', '.join(str(b) for b in sorted(dropped))} asked for)" if dropped else ""
+    return (
+        f"Fewer than 8 bits bring nothing on {target.name}{asked}: a layer runs in 8-bit integers or in "
+        f"floats, with channels in steps of {target.width_multiple}."
+    )
+
+
+def _overflow_notes(config: ProblemConfig, target: Target, exact: int) -> tuple[str, ...]:
+    if exact == 8:
+        return ()
+    cause = f"{target.name} on this CPU adds pairs of 8-bit products in 16 bits, which overflow"
+    if 8 in config.weight_bits:
+        return (f"{cause}; with 8-bit weights the exported network may say something else here.",)
+    return () if config.weight_bits else (f"{cause}; weights therefore have at most {exact} bits here.",)

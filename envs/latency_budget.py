@@ -1,0 +1,124 @@
+"""Latency under a budget: predicted for every policy, measured for those that would become the best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from amc.costs.latency.cost import LatencyCost
+from amc.costs.latency.fitting import make_predictor, sample_latencies
+from amc.costs.latency.predictor import LatencyPredictor, Sample
+from amc.costs.latency.sampling import Progress
+from amc.errors import UserError
+from amc.evaluate import Evaluation, Evaluator
+from amc.targets import Target
+from amc.targets.meter import LatencyMeter
+from envs.problem_config import ProblemConfig, is_latency
+from envs.reward import keeps_latency
+
+
+class LatencyBudget:
+    """What a search under a latency budget knows of latencies, and how it learns more.
+
+    Args:
+        evaluator: builds the networks to measure; told to note predictions in its evaluations.
+        meter: measures them.
+        predictor: fitted to random policies.
+        samples: those policies; a resumed run starts from them again.
+
+    Attributes:
+        cost: what bounds the decisions of an episode.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, meter: LatencyMeter, predictor: LatencyPredictor, samples: list[Sample]
+    ):
+        self.evaluator, self.meter, self.samples = evaluator, meter, samples
+        self.cost = LatencyCost(evaluator.space, predictor, meter.original)
+        evaluator.predict_latency = self.cost.predict
+
+    @property
+    def predictor(self) -> LatencyPredictor:
+        """The predictor behind the cost."""
+        return self.cost.predictor
+
+    def measure(self, evaluation: Evaluation) -> Evaluation:
+        """The same evaluation with a measured latency."""
+        model = self.evaluator.compressed(evaluation.policy)
+        timing = self.meter.timing(evaluation.policy, model)
+        costs = {**evaluation.costs, "latency": timing.ratio * self.meter.original}
+        source = "measured" if timing.reliable else "unreliable"
+        return replace(evaluation, costs=costs, latency_source=source)
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """Let the predictor learn from an evaluation, if its latency was measured and is new.
+
+        To be called for every evaluation of a log in its order: a resumed search then bounds its decisions
+        as the uninterrupted one would.
+        """
+        if evaluation.latency_source == "measured" and not evaluation.cached:
+            table = self.evaluator.space.table(evaluation.policy)
+            self.predictor.add(table, evaluation.costs["latency"] / self.meter.original)
+
+    @property
+    def note(self) -> str:
+        """How good the predictor is, for a person."""
+        predictor, target = self.predictor, self.meter.target
+        return (
+            f"Latency on {target.name} is predicted from {len(self.samples)} measured random policies; on "
+            f"policies that the fit had not seen its mean error is {predictor.mape:.1%}, and budgets are "
+            f"kept with a margin of {predictor.margin:.1%}."
+        )
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A latency budget's limit, and what tells whether it is kept.
+
+    Attributes:
+        latency: measures and learns.
+        limit: in the target's unit.
+    """
+
+    latency: LatencyBudget
+    limit: float
+
+    def measure(self, evaluation: Evaluation) -> Evaluation:
+        """The same evaluation with a measured latency."""
+        return self.latency.measure(evaluation)
+
+    def keeps(self, evaluation: Evaluation) -> bool:
+        """Whether no measurement says that the evaluation misses the budget."""
+        return keeps_latency(evaluation, self.limit)
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """Let the predictor learn from it."""
+        self.latency.learn(evaluation)
+
+
+def make_latency_budget(
+    evaluator: Evaluator, meter: LatencyMeter, samples: Sequence[Sample], progress: Progress
+) -> LatencyBudget:
+    """Fit a predictor, to the given samples or to new ones.
+
+    Raises:
+        UserError: the target cannot measure enough random policies.
+    """
+    space, target = evaluator.space, meter.target
+    if not samples:
+        samples = sample_latencies(
+            evaluator.network, space, evaluator.compressors, target, meter.reference, progress
+        )
+    return LatencyBudget(evaluator, meter, make_predictor(space, target, samples), list(samples))
+
+
+def check_unit(config: ProblemConfig, target: Target) -> None:
+    """Refuse a budget in milliseconds on a target that counts something else.
+
+    Raises:
+        UserError: names the budget.
+    """
+    for text in config.budgets:
+        if is_latency(text) and text.strip().endswith("s") and target.unit != "ms":
+            raise UserError(
+                f"{target.name} counts {target.unit}, not time, so {text!r} means nothing there; write a "
+                "fraction of the original's, such as latency=0.25."
+            )
