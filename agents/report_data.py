@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from agents.log import EvaluationLog, Row
 from agents.run import LOG_FILE, OUTCOMES_FILE
 from agents.run_config import RunConfig, read_config, read_facts
+from amc.costs.budget import parse_budget
 from amc.costs.symbolic import ALIASES
 from amc.errors import UserError
 from amc.files import read_json
@@ -119,14 +119,21 @@ class Record:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The budgets that are fractions of the original's cost, in the cost's unit."""
-        result = {}
-        for name, _, value in (text.partition("=") for text in self.config.problem.budgets):
-            cost = ALIASES.get(name.strip().lower(), name.strip().lower())
-            with suppress(ValueError):
-                if float(value) <= 1.0 and cost in self.original.costs:
-                    result[cost] = float(value) * self.original.costs[cost]
-        return result
+        """What the budgeted costs must not exceed, in the cost's unit."""
+        original = self.original.costs
+        names: dict[str, Any] = dict.fromkeys(original)
+        known = [text for text in self.config.problem.budgets if cost_name(text) in original]
+        return {cost_name(text): parse_budget(text, names, original).limit for text in known}
+
+    @property
+    def latency_unit(self) -> str:
+        """What the target counts."""
+        return str(self.facts.get("latency_unit", "ms"))
+
+    @property
+    def predicted(self) -> int:
+        """Evaluations whose latency was predicted and not measured."""
+        return sum(row.latency_source == "predicted" for row in self.log.rows)
 
     def standard_error(self, score: float) -> float | None:
         """Standard error of a score on the reward split; None where its size is not recorded.
@@ -135,6 +142,12 @@ class Record:
         """
         images = self.facts.get("reward_images")
         return math.sqrt(max(score * (1.0 - score), 0.0) / images) if images else None
+
+
+def cost_name(budget: str) -> str:
+    """Name of the cost that a budget bounds, aliases resolved."""
+    name = budget.partition("=")[0].strip().lower()
+    return ALIASES.get(name, name)
 
 
 def load_record(folder: Path) -> Record:

@@ -1,16 +1,19 @@
 """The drawings of a report, as PNG for slides and as SVG that follows the page's light or dark colours."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from agents.figures import best_so_far_figure, policy_figure
+from agents.log import Row
 from agents.report_data import Record
 from agents.report_text import COST_NAMES, cost_scale
 
@@ -26,12 +29,20 @@ def curve_figure(records: Sequence[Record]) -> Figure:
     The uniform policy's value is a dashed line; with one run, every evaluation is a dot.
     """
     scored = all(record.config.problem.goal == "accuracy" for record in records)
-    values = {
-        label: [row.score * 100 if scored else row.reward for row in record.log.rows]
+    drawn = {
+        label: record.log.rows
         for label, record in zip(labels(records), records, strict=True)
         if record.log.rows
     }
-    figure = best_so_far_figure(values)
+    values = {
+        label: [row.score * 100 if scored else row.reward for row in rows] for label, rows in drawn.items()
+    }
+    # What misses a latency budget is no best, whatever its score.
+    leading = {
+        label: [v if row.feasible else -math.inf for v, row in zip(values[label], rows, strict=True)]
+        for label, rows in drawn.items()
+    }
+    figure = best_so_far_figure(leading)
     axes = figure.axes[0]
     if len(values) == 1:
         (dots,) = values.values()
@@ -93,16 +104,8 @@ def scatter_figure(record: Record) -> Figure:
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     panels = figure.subplots(1, len(record.costs), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, record.costs, strict=True):
-        divisor, unit = cost_scale(name, max(row.costs[name] for row in rows))
-        alphas = [0.3 + 0.5 * (row.index + 1) / len(rows) for row in rows]
-        axes.scatter(
-            [row.costs[name] / divisor for row in rows],
-            [row.score * 100 for row in rows],
-            s=18,
-            alpha=alphas,
-            color=BLUE,
-            linewidths=0,
-        )
+        divisor, unit = cost_scale(name, max(row.costs[name] for row in rows), record.latency_unit)
+        _dots(axes, rows, name, divisor)
         for row, marker, color, size in ((uniform, "D", GREY, 40), (best, "*", ORANGE, 130)):
             axes.scatter([row.costs[name] / divisor], [row.score * 100], s=size, marker=marker, color=color)
         _budget_line(axes, record, name, divisor)
@@ -110,8 +113,29 @@ def scatter_figure(record: Record) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"{record.score_name}, reward split (%)")
-    _legend(panels[0], _markers())
+    _legend(panels[0], _markers(bool(record.predicted)))
     return _text_sizes(figure)
+
+
+def _dots(axes: Axes, rows: Sequence[Row], name: str, divisor: float) -> None:
+    """One dot an evaluation, hollow where the cost is predicted."""
+    for hollow in (False, True):
+        chosen = [row for row in rows if hollow == _is_predicted(row, name)]
+        if not chosen:
+            continue
+        colors = [to_rgba(BLUE, 0.3 + 0.5 * (row.index + 1) / len(rows)) for row in chosen]
+        axes.scatter(
+            [row.costs[name] / divisor for row in chosen],
+            [row.score * 100 for row in chosen],
+            s=18,
+            facecolors="none" if hollow else colors,
+            edgecolors=colors,
+            linewidths=1.0 if hollow else 0.0,
+        )
+
+
+def _is_predicted(row: Row, name: str) -> bool:
+    return name == "latency" and row.latency_source == "predicted"
 
 
 def _budget_line(axes: Axes, record: Record, name: str, divisor: float) -> None:
@@ -119,12 +143,18 @@ def _budget_line(axes: Axes, record: Record, name: str, divisor: float) -> None:
         axes.axvline(record.limits[name] / divisor, color=GREY, linewidth=1, linestyle=":")
 
 
-def _markers() -> list[Line2D]:
-    shapes = (("o", BLUE, "evaluation"), ("D", GREY, "uniform"), ("*", ORANGE, "best"))
-    return [
+def _markers(predicted: bool) -> list[Line2D]:
+    shapes = (
+        ("o", BLUE, "measured" if predicted else "evaluation"),
+        ("D", GREY, "uniform"),
+        ("*", ORANGE, "best"),
+    )
+    handles = [
         Line2D([], [], marker=marker, linestyle="none", color=color, label=label)
         for marker, color, label in shapes
     ]
+    hollow = Line2D([], [], marker="o", linestyle="none", color=BLUE, fillstyle="none", label="predicted")
+    return [handles[0], hollow, *handles[1:]] if predicted else handles
 
 
 def _legend(axes: Axes, handles: Sequence[Artist]) -> None:

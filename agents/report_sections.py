@@ -101,8 +101,9 @@ def _tiles(record: Record) -> str:
     for name in record.costs:
         if name in before.costs and name in after.costs:
             old, new = before.costs[name], after.costs[name]
-            text = f"{cost_text(name, old, old)} before, {change(new, old)}"
-            tiles.append(_tile(COST_NAMES.get(name, name), cost_text(name, new, old), text))
+            unit = record.latency_unit
+            text = f"{cost_text(name, old, old, unit)} before, {change(new, old)}"
+            tiles.append(_tile(COST_NAMES.get(name, name), cost_text(name, new, old, unit), text))
     return f"<div class='tiles'>{''.join(tiles)}</div>"
 
 
@@ -118,7 +119,7 @@ def _networks(record: Record) -> str:
     rows = [[f"{escape(record.score_name)}, reward split", *_scores([n.reward_score for n in networks])]]
     if tested:
         rows.append([f"{escape(record.score_name)}, test split", *_scores([n.test_score for n in networks])])
-    rows += [[COST_NAMES[name], *_cost_cells(name, networks)] for name in costs]
+    rows += [[COST_NAMES[name], *_cost_cells(name, networks, record.latency_unit)] for name in costs]
     return table_html(["", *(each.name for each in networks)], rows)
 
 
@@ -131,12 +132,14 @@ def _scores(scores: Sequence[float | None]) -> list[str]:
     return _cells(known)
 
 
-def _cost_cells(name: str, networks: Sequence[Figures]) -> list[str]:
+def _cost_cells(name: str, networks: Sequence[Figures], latency_unit: str) -> list[str]:
     costs = [each.costs.get(name) for each in networks]
     largest = max(each for each in costs if each is not None)
     first = costs[0]
     known = [
-        ("", "") if cost is None else (cost_text(name, cost, largest), change(cost, first) if first else "")
+        ("", "")
+        if cost is None
+        else (cost_text(name, cost, largest, latency_unit), change(cost, first) if first else "")
         for cost in costs
     ]
     return _cells(known)
@@ -183,7 +186,8 @@ def _search(record: Record) -> str:
     scatter = figure_html(
         scatter_figure(record),
         "Score against cost, one dot an evaluation",
-        "Score against cost; later evaluations are stronger. Dotted: the budget.",
+        "Score against cost; later evaluations are stronger. Dotted: the budget."
+        + (" Hollow: the latency is predicted." if record.predicted else ""),
     )
     return f"<h2>The search</h2>\n{curve}\n{scatter}"
 

@@ -13,7 +13,7 @@ COST_NAMES = {
     "bops": "bit-operations",
     "latency": "latency",
 }
-_UNITS = {"macs": "MACs", "params": "", "size": "B", "bops": "bit-ops", "latency": "ms"}
+_UNITS = {"macs": "MACs", "params": "", "size": "B", "bops": "bit-ops"}
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -37,9 +37,9 @@ def _signed(number: float) -> str:
     return "0.00" if text.endswith("0.00") and abs(number) < 0.005 else text
 
 
-def cost_scale(name: str, largest: float) -> tuple[float, str]:
+def cost_scale(name: str, largest: float, latency_unit: str = "ms") -> tuple[float, str]:
     """Divisor and unit in which costs up to `largest` read well: 16,800,000 MACs as MMACs."""
-    unit = _UNITS.get(name, "")
+    unit = latency_unit if name == "latency" else _UNITS.get(name, "")
     if name != "latency":
         for divisor, prefix in _PREFIXES:
             if largest >= divisor:
@@ -47,9 +47,9 @@ def cost_scale(name: str, largest: float) -> tuple[float, str]:
     return 1.0, unit
 
 
-def cost_text(name: str, value: float, largest: float) -> str:
+def cost_text(name: str, value: float, largest: float, latency_unit: str = "ms") -> str:
     """A cost with its unit, on the scale of the largest that it is compared with."""
-    divisor, unit = cost_scale(name, largest)
+    divisor, unit = cost_scale(name, largest, latency_unit)
     decimals = 3 if name == "latency" else 0 if divisor == 1.0 else 2
     return f"{value / divisor:,.{decimals}f}{NO_BREAK}{unit}".rstrip()
 
@@ -99,13 +99,15 @@ def verdict(record: Record) -> list[str]:
     """What was gained over the uniform policy and the original, in sentences that do not flatter."""
     if record.best is None or record.uniform is None:
         return ["Nothing has been evaluated yet."]
-    if record.best.index == 0:
+    if not record.best.feasible:
+        first = _miss_verdict(record)
+    elif record.best.index == 0:
         first = f"No policy beat the uniform one in {_evaluations(record)}."
     elif record.config.problem.goal == "accuracy":
         first = _score_verdict(record)
     else:
         first = _cost_verdict(record)
-    return [first, *_test_verdict(record)]
+    return [first, *_latency_verdict(record), *_test_verdict(record)]
 
 
 def _evaluations(record: Record) -> str:
@@ -144,13 +146,37 @@ def _cost_verdict(record: Record) -> str:
     assert record.best is not None and record.uniform is not None
     name, original = record.config.problem.minimize, record.original
     before, uniform, after = (each.costs[name] for each in (original, record.uniform, record.best))
-    largest = max(before, after)
+    largest, unit = max(before, after), record.latency_unit
     return (
-        f"{COST_NAMES[name].capitalize()} {cost_text(name, after, largest)} instead of "
-        f"{cost_text(name, before, largest)}, "
+        f"{COST_NAMES[name].capitalize()} {cost_text(name, after, largest, unit)} instead of "
+        f"{cost_text(name, before, largest, unit)}, "
         f"{before / after:.2f} times less (uniform policy: {before / uniform:.2f} times), for "
         f"{points(record.best.score - original.reward_score)} of {record.score_name} on the reward split."
     )
+
+
+def _miss_verdict(record: Record) -> str:
+    """What to say where no measured network keeps the latency budget."""
+    assert record.best is not None
+    latency, limit = record.best.costs["latency"], record.limits["latency"]
+    return (
+        f"No network that was measured in {_evaluations(record)} keeps the latency budget of "
+        f"{cost_text('latency', limit, latency, record.latency_unit)}: the fastest takes "
+        f"{cost_text('latency', latency, latency, record.latency_unit)}."
+    )
+
+
+def _latency_verdict(record: Record) -> list[str]:
+    """Which latencies are measured, where some are not, or not reliably."""
+    sentences = []
+    if record.predicted:
+        sentences.append(
+            f"The latency of {record.predicted:,} of {len(record.log):,} policies is predicted; it is "
+            "measured for the uniform policy, the best one, and every other that would have been the best."
+        )
+    if record.best is not None and record.best.latency_source == "unreliable":
+        sentences.append("The machine was too busy for a reliable latency of the best policy.")
+    return sentences
 
 
 def _test_verdict(record: Record) -> list[str]:

@@ -106,6 +106,8 @@ class Run:
             # Another process may have searched here since the log was read; and a searcher is used once.
             self.__dict__.pop("log", None)
             self.__dict__.pop("searcher", None)
+            if self.problem.latency is not None:
+                self.problem.latency.restart()
             write_config(self.folder, self.config, read_facts(self.folder))
             return self._search(callbacks, stop)
 
@@ -264,6 +266,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "weights": weights_digest(problem.network),
         "original": {"score": problem.baseline.score, "costs": problem.baseline.costs},
         "score_name": problem.task.score_name,
+        "latency_unit": problem.target.unit,
         "reward_images": len(problem.task.data.reward),
         "widths": {layer.name: layer.out_channels for layer in problem.network.layers},
         "threads": torch.get_num_threads(),

@@ -24,6 +24,7 @@ class WidthKnob:
 
     name = "width"
     implied_by: tuple[str, Mapping[int, int]] | None = None
+    reference_is_fixed = False
 
     def __init__(self, multiple: int = 1, min_channels: int = 1, min_keep: float = 0.1):
         if multiple < 1 or min_channels < 1 or not 0 <= min_keep <= 1:
@@ -83,6 +84,11 @@ class BitsKnob:
         self.choices = tuple(sorted(set(choices)))
         self.reference, self.implied_by = reference, implied_by
         self._network = network
+
+    @property
+    def reference_is_fixed(self) -> bool:
+        """Whether the reference policy's bits are no matter of the budget."""
+        return self.reference is not None
 
     @cached_property
     def _first_reader(self) -> dict[str, str]:

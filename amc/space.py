@@ -71,6 +71,10 @@ class Knob(Protocol):
     def implied_by(self) -> tuple[str, Mapping[int, int]] | None:
         """Another knob whose value decides this one's at the same point, and how; None if it is free."""
 
+    @property
+    def reference_is_fixed(self) -> bool:
+        """Whether the reference policy's value is no matter of the budget."""
+
 
 class Space:
     """All legal policies of a network.

@@ -1,6 +1,6 @@
 """Which bits a search may choose from, and what a person should know about them."""
 
-from collections.abc import Collection
+from collections.abc import Set
 
 from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
@@ -57,13 +57,15 @@ def choose_bits(config: ProblemConfig, target: Target) -> tuple[Bits, Bits, tupl
     weights, activations = config.weight_bits or weights, config.activation_bits or activations
     if latency and not config.fractional:
         kept = _that_pay_off(weights, target), _that_pay_off(activations, target)
-        notes += (_speed_note(target, {*weights, *activations} - {*kept[0], *kept[1]}),)
+        notes += (_speed_note(config, target, {*weights, *activations}, {*kept[0], *kept[1]}),)
         weights, activations = kept
     return weights, activations, notes
 
 
 def _that_pay_off(bits: Bits, target: Target) -> Bits:
     """Without integers that run no faster than more accurate ones among the choices."""
+    if NOT_QUANTIZED in bits and STORED_BITS not in target.fast_bits:
+        return tuple(b for b in bits if b in {*target.fast_bits, NOT_QUANTIZED})
     most = max((b for b in bits if b < NOT_QUANTIZED), default=NOT_QUANTIZED)
     return tuple(b for b in bits if b >= most or b in target.fast_bits)
 
@@ -73,13 +75,16 @@ def _pairs(bits: Bits) -> bool:
     return len(bits) == 2 and min(bits) < NOT_QUANTIZED == max(bits)
 
 
-def _speed_note(target: Target, dropped: Collection[int]) -> str:
+def _speed_note(config: ProblemConfig, target: Target, asked_for: Set[int], kept: Set[int]) -> str:
     if STORED_BITS not in target.fast_bits:
-        return f"8-bit integers bring nothing on {target.name}: every layer stays in floats."
+        floats = kept == {NOT_QUANTIZED}
+        left = "every layer stays in floats" if floats else "they are there because they were asked for"
+        return f"8-bit integers bring nothing on {target.name}: {left}."
+    dropped = asked_for - kept
     asked = f" ({', '.join(str(b) for b in sorted(dropped))} asked for)" if dropped else ""
     return (
         f"Fewer than 8 bits bring nothing on {target.name}{asked}: a layer runs in 8-bit integers or in "
-        f"floats, with channels in steps of {target.width_multiple}."
+        f"floats, with channels in steps of {config.width_multiple or target.width_multiple}."
     )
 
 

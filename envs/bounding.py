@@ -45,7 +45,7 @@ def feasible_range(
 
     The highest is the largest value from which the rest at its smallest still keeps every budget; the
     lowest is the smallest from which the rest at its largest still uses one of them up (the highest if
-    there is none), so that no episode leaves a budget unused.
+    there is none), so that no episode leaves a budget unused; a fixed reference stays a choice.
 
     Args:
         space: the legal policies.
@@ -66,6 +66,9 @@ def feasible_range(
 
     high = max(_first(len(values), lambda index: not fits(index)) - 1, 0)
     low = min(_first(high + 1, reaches), high)
+    if space.knobs[column].reference_is_fixed:
+        # Bits that the reference policy has whatever the budget is are not raised just to use it up.
+        low = min(low, values.index(reference))
     # Fewer bits may cost more latency: the values that fit need not begin with the smallest.
     low = next((index for index in range(low, high) if fits(index)), high)
     return Range(values, low, min(max(values.index(reference), low), high), high)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from amc.evaluate import Evaluation
@@ -41,25 +42,33 @@ class Judge:
         self._reward, self._confirmation = problem.make_reward(budgets), problem.confirmation(budgets)
         self._best = -math.inf
         self._referenced = False
+        self._measured: dict[str, Evaluation] = {}
 
     def __call__(self, policy: CompressionPolicy) -> tuple[Evaluation, float]:
         """A policy's evaluation and its reward.
 
         Under a latency budget a policy that would be the best is measured first, and the predictor learns
-        from it.
+        from it; met again, it has the same reward.
         """
         evaluate = self._problem.evaluator
         if not self._referenced:
             reference = self._problem.walk(self._budgets).reference_policy()
             self._reward.set_reference(evaluate([reference])[0])
             self._referenced = True
+        known = self._measured.get(policy.digest())
+        if known is not None:
+            return replace(known, seconds=0.0, cached=True), self._reward(known)
         evaluation: Evaluation = evaluate([policy])[0]
-        reward = self._reward(evaluation)
-        confirmation = self._confirmation
-        if confirmation and reward > self._best:
-            evaluation = confirmation.measure(evaluation)
-            confirmation.learn(evaluation)
-            reward = self._reward(evaluation)
-        if confirmation is None or confirmation.keeps(evaluation):
+        if self._confirmation is None or self._reward(evaluation) <= self._best:
+            return evaluation, self._reward(evaluation)
+        return self._confirmed(evaluation, self._confirmation)
+
+    def _confirmed(self, evaluation: Evaluation, confirmation: Confirmation) -> tuple[Evaluation, float]:
+        """A would-be best with its measured latency, and its reward."""
+        measured = confirmation.measure(evaluation)
+        confirmation.learn(measured)
+        self._measured[measured.policy.digest()] = measured
+        reward = self._reward(measured)
+        if confirmation.keeps(measured):
             self._best = max(self._best, reward)
-        return evaluation, reward
+        return measured, reward

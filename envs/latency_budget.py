@@ -1,5 +1,6 @@
 """Latency under a budget: predicted for every policy, measured for those that would become the best."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from amc.errors import UserError
 from amc.evaluate import Evaluation, Evaluator
 from amc.targets import Target
 from amc.targets.meter import LatencyMeter
-from envs.problem_config import ProblemConfig, is_latency
+from envs.problem_config import is_latency
 from envs.reward import keeps_latency
 
 
@@ -32,7 +33,8 @@ class LatencyBudget:
         self, evaluator: Evaluator, meter: LatencyMeter, predictor: LatencyPredictor, samples: list[Sample]
     ):
         self.evaluator, self.meter, self.samples = evaluator, meter, samples
-        self.cost = LatencyCost(evaluator.space, predictor, meter.original)
+        self.cost = LatencyCost(evaluator.space, copy.copy(predictor), meter.original)
+        self._fitted = predictor
         evaluator.predict_latency = self.cost.predict
 
     @property
@@ -46,7 +48,12 @@ class LatencyBudget:
         timing = self.meter.timing(evaluation.policy, model)
         costs = {**evaluation.costs, "latency": timing.ratio * self.meter.original}
         source = "measured" if timing.reliable else "unreliable"
-        return replace(evaluation, costs=costs, latency_source=source)
+        # Not "cached", even if its score was: the latency is news.
+        return replace(evaluation, costs=costs, latency_source=source, cached=False)
+
+    def restart(self) -> None:
+        """Forget what was learned: a search that goes on in the same process learns its log again."""
+        self.cost.predictor = copy.copy(self._fitted)
 
     def learn(self, evaluation: Evaluation) -> None:
         """Let the predictor learn from an evaluation, if its latency was measured and is new.
@@ -110,13 +117,13 @@ def make_latency_budget(
     return LatencyBudget(evaluator, meter, make_predictor(space, target, samples), list(samples))
 
 
-def check_unit(config: ProblemConfig, target: Target) -> None:
+def check_unit(budgets: Sequence[str], target: Target) -> None:
     """Refuse a budget in milliseconds on a target that counts something else.
 
     Raises:
         UserError: names the budget.
     """
-    for text in config.budgets:
+    for text in budgets:
         if is_latency(text) and text.strip().endswith("s") and target.unit != "ms":
             raise UserError(
                 f"{target.name} counts {target.unit}, not time, so {text!r} means nothing there; write a "

@@ -117,6 +117,7 @@ class Problem:
                 "Latency is measured, and what bounds it step by step is fitted when the problem itself has "
                 "a latency budget: give it one, such as latency=0.5."
             )
+        check_unit(texts, self.target)
         return read_budgets(texts, self.costs, self.original_costs, self.space)
 
     def make_reward(self, budgets: Sequence[str] | None = None) -> Reward:
@@ -185,7 +186,7 @@ def build_problem(
         UserError: anything about the model, the data or the configuration does not fit.
     """
     target = target or get_target(config.target)
-    check_unit(config, target)
+    check_unit(config.budgets, target)
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     knobs, notes = make_knobs(config, network, target)

@@ -77,7 +77,7 @@ def weights(path: Path, change: Callable[[torch.nn.Module], None] = lambda model
         (("--budget", "macs=nan"), "macs=nan"),
         (("--budget", "speed=0.5"), "no cost 'speed' to put a budget on; there are macs, params, size, bops"),
         (("--budget", "0.5"), "'0.5' is not a budget"),
-        (("--budget", "latency=0.5"), "--goal cost --minimize latency"),
+        (("--budget", "latency=2"), "a fraction of the original.s latency lies above 0"),
         (("--target", "openvin"), "no target 'openvin' .*did you mean 'openvino'"),
         (("--algorithm", "ppo"), "no searcher 'ppo'; choose one of ddpg"),
         (("--model", "resnet21"), "no model 'resnet21'"),

@@ -8,7 +8,7 @@ from typing import Any
 from amc.compress import Compressor
 from amc.costs.latency.features import LatencyFeatures
 from amc.costs.latency.predictor import LatencyPredictor, Sample
-from amc.costs.latency.sampling import Progress, Sampler
+from amc.costs.latency.sampling import LEAST_SAMPLES, Progress, Sampler
 from amc.network import Network
 from amc.space import Space
 from amc.targets.base import Target
@@ -41,12 +41,22 @@ def sample_latencies(
     """
     cache = cache or JsonCache(default_cache_directory() / "predictors")
     key = {"sampling": SAMPLING_VERSION, **identity(_name(network, space), target)}
-    known = cache.get(key)
+    known = _cached(cache, key, space)
     if known is not None:
-        return [Sample.from_json(sample) for sample in known["samples"]]
+        return known
     samples = Sampler(network, space, compressors, target, reference).collect(progress)
     cache.put(key, {"samples": [sample.to_json() for sample in samples]})
     return samples
+
+
+def _cached(cache: JsonCache, key: dict[str, Any], space: Space) -> list[Sample] | None:
+    """The samples of an entry that is whole, or None."""
+    try:
+        samples = [Sample.from_json(sample) for sample in (cache.get(key) or {})["samples"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+    whole = all(sample.table.shape == space.smallest.shape for sample in samples)
+    return samples if whole and len(samples) >= LEAST_SAMPLES else None
 
 
 def make_predictor(space: Space, target: Target, samples: Sequence[Sample]) -> LatencyPredictor:

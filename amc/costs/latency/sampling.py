@@ -1,5 +1,6 @@
 """Measured latencies of random legal policies: what a predictor is fitted to."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +15,15 @@ from amc.errors import UserError
 from amc.network import Network
 from amc.recovery.calibrate import calibrate
 from amc.space import Space
-from amc.targets.base import Target
+from amc.targets.base import Target, Timing
 
 MOST_SAMPLES, LEAST_SAMPLES = 240, 40
 FILES_AT_ONCE = 7
 """As many as the measuring process keeps loaded beside the reference."""
 TIMING_S = 0.7
 """Seconds of timing for so many files: more than 40 runs of each."""
+TRIES, DRIFT = 3, 0.02
+"""How often, and from which relative excess of the reference over its best, they are timed again."""
 
 Progress = Callable[[int, int], None]
 """Called with the samples so far and the samples wanted."""
@@ -78,6 +81,7 @@ class Sampler:
         noise = torch.Generator().manual_seed(0)
         self._images = torch.randn(2, *network.example.shape[1:], generator=noise)
         self._drawn: set[bytes] = set()
+        self._best = math.inf
 
     def collect(self, progress: Progress = lambda done, total: None) -> list[Sample]:
         """Measure random policies until there are enough, time is up, or there are no others.
@@ -121,5 +125,14 @@ class Sampler:
             # Scales fitted to noise: latency does not depend on them.
             calibrate(model, [self._images])
             self.target.export(model, self.network.example, file)
-        timings = self.target.measure([self.reference, *files], time_limit_s=TIMING_S)
+        timings = self._timed([self.reference, *files])
         return [Sample(table, timing.ratio) for table, timing in zip(tables, timings[1:], strict=True)]
+
+    def _timed(self, files: Sequence[Path]) -> list[Timing]:
+        """Time files; again while the reference is slower than it has been, as all ratios would be off."""
+        for _ in range(TRIES):
+            timings = self.target.measure(files, time_limit_s=TIMING_S)
+            self._best = min(self._best, timings[0].best)
+            if timings[0].best <= self._best * (1.0 + DRIFT):
+                break
+        return timings

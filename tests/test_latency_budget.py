@@ -1,0 +1,435 @@
+"""Latency budgets from the command line to the report, on a target whose latency is a formula."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import tests.test_run as runs
+from agents.log import EvaluationLog
+from agents.report import write_report
+from agents.report_data import load_record
+from agents.report_text import verdict
+from agents.run import Run
+from amc.costs.budget import parse_budget
+from amc.errors import UserError
+from amc.graph import module_of
+from amc.quantization.modules import ActivationQuantizer
+from amc.targets import Profile, Target, Timing
+from envs.compression_env import CompressionEnv
+from envs.judge import Judge
+from envs.problem import Problem, build_problem
+from envs.problem_config import ProblemConfig
+from tests.test_run import InterruptAt, call, config, load, rows, same, start, tiny_model, tiny_task
+
+# Found by name in the module that uses it.
+_surroundings = runs._surroundings
+
+FAKE = f"{__name__}:FormulaTarget"
+
+
+class FormulaTarget(Target):
+    """A layer costs its weights, a third of them in integers; entering integers costs a conversion.
+
+    Attributes:
+        border: what a layer in integers costs more, as a share of the original's latency.
+        excess: by which factor policies are slower than the formula that the predictor was fitted to.
+    """
+
+    name = "formula"
+    profile = Profile(width_multiple=2)
+    runtime_version = "1"
+    reliable = True
+    border, excess = 0.0, 1.0
+
+    def __init__(self) -> None:
+        self.single = self.many = 0
+
+    def export(self, module: Any, example: torch.Tensor, path: Path) -> Any:
+        """Write the latency itself."""
+        weights = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        quantized = {
+            str(user.target)
+            for node in module.graph.nodes
+            if isinstance(module_of(node), ActivationQuantizer)
+            for user in node.users
+        }
+        cost = 0.0
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                integer = name in quantized
+                cost += layer.weight.numel() * (1 / 3 if integer else 1.0) + 20.0
+                cost += self.border * 1500.0 if integer else 0.0
+        assert weights
+        path.write_text(json.dumps(cost))
+        return type("Exported", (), {"exporter": "amc", "unsupported": ""})()
+
+    def measure(self, files: Sequence[Path | str], *, time_limit_s: float = 30.0) -> list[Timing]:
+        """The first file is the reference; a single candidate is a policy of the search."""
+        self.single += len(files) == 2
+        self.many += len(files) > 2
+        costs = [float(Path(file).read_text()) * 1e-3 for file in files]
+        if len(files) == 2:
+            costs[1] *= self.excess
+        return [Timing(cost, (cost,), cost / costs[0], self.reliable, 1) for cost in costs]
+
+    def run(self, file: Path | str, inputs: np.ndarray) -> np.ndarray:
+        """Never asked for."""
+        raise NotImplementedError
+
+
+SMALL: dict[str, Any] = {"reward_images": 60, "calibration_images": 40, "target": FAKE}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _surroundings: None) -> None:
+    """Tests that change the target must not share its timings; few samples do for a formula."""
+    monkeypatch.setenv("AMC_CACHE_DIR", str(tmp_path / "amc-cache"))
+    monkeypatch.setattr("amc.costs.latency.sampling.MOST_SAMPLES", 42)
+
+
+def make(*budget: str, **settings: Any) -> Problem:
+    made = ProblemConfig(budget=budget, **{**SMALL, **settings})
+    return build_problem(tiny_model(), tiny_task(), made)
+
+
+@pytest.fixture
+def problem() -> Iterator[Problem]:
+    made = make("latency=0.3")
+    yield made
+    made.close()
+
+
+def target_of(problem: Problem) -> FormulaTarget:
+    assert isinstance(problem.target, FormulaTarget)
+    return problem.target
+
+
+def begin(folder: Path, budget: str = "latency=0.3", evaluations: int = 12, **agent: Any) -> Run:
+    settings = config(evaluations, **agent)
+    return start(folder, replace(settings, problem=ProblemConfig(budget=(budget,), **SMALL)))
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("latency=0.25", 1.0),
+        ("latency=1.5ms", 1.5),
+        ("latency=300us", 0.3),
+        ("latency=0.001s", 1.0),
+        ("Latency=2ms", 2.0),
+        ("latency=9ms", 4.0),
+    ],
+)
+def test_budgets_are_fractions_or_times(text: str, limit: float):
+    nothing: dict[str, Any] = {"latency": None}
+    assert parse_budget(text, nothing, {"latency": 4.0}).limit == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("latency=2", "a fraction of the original's latency lies above 0 and at most 1"),
+        ("latency=5000", "at most 1"),
+        ("latency=0ms", "must be above 0"),
+        ("latency=3MB", "not a number with a known unit"),
+        ("latency=3M", "not a number with a known unit"),
+        ("macs=3ms", "not a number with a known unit"),
+        ("latency=fast", "is not a budget; write"),
+        ("latency=3min", "is not a budget; write"),
+    ],
+)
+def test_wrong_budgets_are_one_sentence(text: str, words: str):
+    with pytest.raises(UserError, match=words):
+        ProblemConfig(budget=(text,))
+
+
+def test_time_means_nothing_where_instructions_are_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FormulaTarget, "unit", "M instructions")
+    with pytest.raises(UserError, match=r"formula counts M instructions, not time, so 'latency=1\.5ms'"):
+        make("latency=1.5ms")
+    made = make("latency=0.5")
+    with pytest.raises(UserError, match="not time"):
+        CompressionEnv(made).reset(options={"budget": "latency=1.5ms"})
+
+
+def test_the_predictor_knows_the_formula(problem: Problem):
+    assert problem.latency is not None and problem.latency.predictor.mape < 0.02
+    assert target_of(problem).many == 6 and target_of(problem).single == 0
+
+
+@pytest.mark.parametrize(
+    ("border", "episodes"),
+    [(0.0, 40), (0.12, 40), *(pytest.param(b, 1000, marks=pytest.mark.slow) for b in (0.0, 0.12))],
+)
+def test_every_executed_policy_keeps_the_budget(
+    monkeypatch: pytest.MonkeyPatch, border: float, episodes: int
+):
+    """Also where a layer in integers may be slower than in floats."""
+    monkeypatch.setattr(FormulaTarget, "border", border)
+    made = make("latency=0.6")
+    assert made.latency is not None
+    walk, cost, rng = made.walk(), made.latency.cost, np.random.default_rng(0)
+    formats = set()
+    for episode in range(episodes):
+        walk.reset()
+        for _ in range(walk.length):
+            extreme = rng.choice([-1.0, 1.0], walk.action_size)
+            walk.step(rng.uniform(-1, 1, walk.action_size) if episode % 2 else extreme)
+        table = made.space.table(walk.policy())
+        assert cost.predict(table) * (1 + made.latency.predictor.margin) <= made.budgets[0].limit * (1 + 1e-9)
+        assert np.array_equal(table[:, 1], table[:, 2])
+        formats.add(tuple(table[:, 1]))
+    assert len(formats) > 4
+
+
+def test_out_of_reach_names_the_smallest_reachable():
+    with pytest.raises(UserError, match=r"latency = .* cannot be reached: the smallest legal network costs"):
+        make("latency=0.001")
+
+
+def test_the_uniform_policy_is_in_integers_with_one_keep_ratio(problem: Problem):
+    policy = problem.walk().reference_policy()
+    assert set(policy.values("weight_bits").values()) == {8} == set(policy.values("activation_bits").values())
+    widths = [policy["0"].values["width"], policy["3"].values["width"], policy["6"].values["width"]]
+    assert max(widths) - min(widths) <= 2  # one step of the target
+    assert problem.walk().action_size == 2  # one decision for weights and activations
+
+
+class Count:
+    """Notes after each evaluation how many policies the target has measured."""
+
+    def __init__(self, run: Run):
+        self.run, self.measured = run, list[int]()
+
+    def __call__(self, row: Any, log: Any) -> None:
+        self.measured.append(target_of(self.run.problem).single)
+
+
+def test_only_would_be_bests_are_measured_and_before_their_reward(tmp_path: Path):
+    run = begin(tmp_path / "run", evaluations=25)
+    count = Count(run)
+    run.search([count])
+    assert run.log.rows[0].latency_source == "measured" and count.measured[0] == 1
+    fresh = np.diff([0, *count.measured])
+    for row, measured in zip(run.log.rows, fresh, strict=True):
+        expected = row.latency_source == "measured" and not row.cached
+        assert bool(measured) == expected
+        assert row.latency_source == "measured" or row.reward <= run.log.rows[row.best_index].reward
+    assert 0 < sum(fresh) < 20
+    best = run.log.best()
+    assert best is not None and best.latency_source == "measured"
+    assert best.costs["latency"] <= run.problem.budgets[0].limit
+
+
+def test_a_miss_is_penalised_is_not_the_best_and_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = begin(tmp_path / "run", evaluations=20)
+    assert run.problem.latency is not None
+    before = len(run.problem.latency.predictor.errors)
+    monkeypatch.setattr(FormulaTarget, "excess", 1.2)
+    run.search()
+    missed = [row for row in run.log.rows if not row.feasible]
+    limit, first = run.problem.budgets[0].limit, run.log.rows[0]
+    assert missed and missed[0] is first and first.costs["latency"] > limit
+    assert first.reward == pytest.approx(-1.0 - (first.costs["latency"] / limit - 1.0) / 0.1)
+    fresh = [row for row in run.log.rows if row.latency_source == "measured" and not row.cached]
+    assert len(run.problem.latency.predictor.errors) == before + len(fresh)
+    feasible = [row for row in run.log.rows if row.feasible]
+    assert feasible  # it has learned that networks are slower than it thought
+    best = run.log.best()
+    assert best is not None and best.feasible
+    assert best.reward == max(row.reward for row in feasible)
+
+
+def test_where_nothing_fits_the_fastest_is_kept_and_one_sentence_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(FormulaTarget, "excess", 50.0)
+    given = ("--budget", "latency=0.3", "--target", FAKE, "--evaluations", 6)
+    assert call(*given, "--runs", tmp_path, "--name", "slow") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "No network that was measured keeps the latency budget of" in words
+    log = EvaluationLog(tmp_path / "slow" / "evaluations.jsonl")
+    best = log.best()
+    assert best is not None and not any(row.feasible for row in log.rows)
+    assert best.costs["latency"] == min(row.costs["latency"] for row in log.rows)
+    assert all(row.latency_source == "measured" for row in log.rows)
+    assert verdict(load_record(tmp_path / "slow"))[0].startswith("No network that was measured in 6")
+    write_report([tmp_path / "slow"], tmp_path / "page.html")
+
+
+def test_an_unreliable_measurement_is_marked_and_teaches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = begin(tmp_path / "run", evaluations=3)
+    assert run.problem.latency is not None
+    before = len(run.problem.latency.predictor.errors)
+    monkeypatch.setattr(FormulaTarget, "reliable", False)
+    run.search()
+    assert run.log.rows[0].latency_source == "unreliable"
+    assert len(run.problem.latency.predictor.errors) == before
+
+
+@pytest.mark.parametrize("same_process", [False, True])
+def test_a_cut_search_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_process: bool
+):
+    monkeypatch.setattr(FormulaTarget, "excess", 1.2)  # so that there are misses to learn from
+    whole, cut = begin(tmp_path / "whole"), begin(tmp_path / "cut")
+    whole.search()
+    assert any(not row.feasible for row in whole.log.rows)
+    for index in (3, 7):
+        cut.search([InterruptAt(index)])
+        cut = cut if same_process else load(tmp_path / "cut")
+    cut.search()
+    assert same(tmp_path / "cut", tmp_path / "whole")
+    one, other = whole.problem.latency, cut.problem.latency
+    assert one is not None and other is not None
+    assert np.array_equal(one.predictor.errors, other.predictor.errors)
+    assert target_of(cut.problem).many == 0 or same_process  # the run's own samples, nothing anew
+
+
+def test_interrupted_while_measuring_it_is_learned_all_the_same(problem: Problem):
+    """The score is known to the evaluator by then; the latency is not."""
+    evaluation = problem.evaluator([problem.walk().reference_policy()])[0]
+    again = problem.evaluator([evaluation.policy])[0]
+    assert again.cached and problem.latency is not None
+    before = len(problem.latency.predictor.errors)
+    problem.latency.learn(problem.latency.measure(again))
+    assert len(problem.latency.predictor.errors) == before + 1
+
+
+def test_a_target_that_gains_nothing_from_integers_keeps_floats(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FormulaTarget, "profile", Profile(width_multiple=2, fast_bits=(32,)))
+    for asked in ({}, {"weight_bits": (8, 32), "activation_bits": (8, 32)}):
+        made = make("latency=0.5", **asked)
+        assert any("8-bit integers bring nothing on formula: every layer" in note for note in made.notes)
+        assert made.walk().action_size == 1
+        assert set(made.walk().reference_policy().values("weight_bits").values()) == {32}
+    forced = make("latency=0.5", weight_bits=(8,), activation_bits=(8,))
+    assert any("they are there because they were asked for" in note for note in forced.notes)
+    assert set(forced.walk().reference_policy().values("weight_bits").values()) == {8}
+
+
+def test_bits_that_bring_nothing_leave_with_a_note():
+    made = make("latency=0.5", weight_bits=(4, 6, 8, 32), activation_bits=(8, 32))
+    assert made.space.knobs[1].values(made.space.points[0], None) == (8, 32)
+    assert any("Fewer than 8 bits bring nothing on formula (4, 6 asked for)" in note for note in made.notes)
+
+
+def play(env: CompressionEnv, actions: Sequence[np.ndarray], **reset: Any) -> tuple[float, Any]:
+    env.reset(**reset)
+    last: Any = None
+    for action in actions:
+        last = env.step(action)
+    assert last[2]
+    return last[1], last[4]["evaluation"]
+
+
+def test_the_environment_measures_would_be_bests_and_keeps_their_rewards(monkeypatch: pytest.MonkeyPatch):
+    made = make("latency=0.4")
+    env, rng, target = CompressionEnv(made), np.random.default_rng(0), target_of(made)
+    monkeypatch.setattr(FormulaTarget, "excess", 1.1)
+    best, told = -np.inf, dict[str, float]()
+    for _ in range(12):
+        before = target.single
+        reward, evaluation = play(env, [rng.uniform(-1, 1, 2) for _ in range(made.walk().length)])
+        if evaluation.latency_source == "measured" and not evaluation.cached:
+            assert target.single == before + 1
+        else:
+            assert target.single == before and reward <= best
+        if evaluation.latency_source == "predicted" or evaluation.costs["latency"] <= made.budgets[0].limit:
+            best = max(best, reward)
+        told[evaluation.policy.digest()] = reward
+    assert 0 < target.single < 12
+
+
+def test_a_policy_that_missed_is_penalised_again(monkeypatch: pytest.MonkeyPatch):
+    made = make("latency=0.4")
+    monkeypatch.setattr(FormulaTarget, "excess", 1.5)
+    judge, policy = Judge(made), made.walk().reference_policy()
+    assert made.latency is not None
+    first, reward = judge(policy)
+    learned = len(made.latency.predictor.errors)
+    again, reward_again = judge(policy)
+    assert reward == reward_again < -1 and again.costs == first.costs and again.cached
+    assert len(made.latency.predictor.errors) == learned and target_of(made).single == 1
+
+
+def test_another_latency_budget_for_one_episode(problem: Problem):
+    env = CompressionEnv(problem)
+    zeros = [np.zeros(2, np.float32)] * problem.walk().length
+    reward, evaluation = play(env, zeros, options={"budget": "latency=0.5"})
+    assert reward == 0.0
+    _, own = play(env, zeros)
+    original = problem.original_costs["latency"]
+    assert own.costs["latency"] <= 0.3 * original < evaluation.costs["latency"] <= 0.5 * original
+
+
+def test_a_latency_budget_needs_a_problem_that_has_one():
+    env = CompressionEnv(make("macs=0.5"))
+    with pytest.raises(UserError, match="when the problem itself has a latency budget"):
+        env.reset(options={"budget": "latency=0.5"})
+
+
+def test_two_budgets_hold_together():
+    made = make("latency=0.5", "macs=0.4")
+    walk, rng = made.walk(), np.random.default_rng(0)
+    for _ in range(20):
+        walk.reset()
+        for _ in range(walk.length):
+            walk.step(rng.uniform(-1, 1, walk.action_size))
+        table = made.space.table(walk.policy())
+        assert all(budget.cost.of(table) <= budget.limit for budget in made.budgets)
+
+
+def test_the_fastest_within_a_drop_under_a_latency_budget(tmp_path: Path):
+    asked = ProblemConfig(goal="cost", budget=("latency=0.6",), max_drop=20.0, **SMALL)
+    run = start(tmp_path / "run", replace(config(8), problem=asked))
+    run.search()
+    best = run.log.best()
+    assert best is not None and best.latency_source == "measured" and best.feasible
+
+
+def test_report_and_tensorboard_say_what_was_measured(tmp_path: Path):
+    folder = tmp_path / "run"
+    run = begin(folder, "latency=0.4ms", evaluations=20)
+    run.search()
+    predicted = sum(row["latency_source"] == "predicted" for row in rows(folder))
+    assert 0 < predicted < 20
+    record = load_record(folder)
+    assert record.limits["latency"] == pytest.approx(run.problem.budgets[0].limit)
+    page = write_report([folder], tmp_path / "page.html")[0].read_text()
+    assert f"The latency of {predicted} of 20 policies is predicted" in page and "Hollow" in page
+    events = EventAccumulator(str(folder)).Reload()
+    assert len(events.Scalars("costs/latency")) == 20
+
+
+def test_a_report_in_the_targets_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FormulaTarget, "unit", "M instructions")
+    begin(tmp_path / "run", evaluations=4).search()
+    page = write_report([tmp_path / "run"], tmp_path / "page.html")[0].read_text()
+    assert "M\N{NO-BREAK SPACE}instructions" in page or "M instructions" in page
+    assert "\N{NO-BREAK SPACE}ms" not in page and "(ms)" not in page
+
+
+def test_dry_run_names_what_can_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("--budget", "latency=0.3", "--target", FAKE, "--runs", tmp_path, "--dry-run") == 0
+    words = capsys.readouterr().out
+    assert "smallest reachable latency: " in words and "Latency on formula is predicted from 42" in words
+    assert "knob activation_bits: live 8 32" in words
+    assert not list(tmp_path.glob("*/config.yaml"))
+
+
+def test_a_damaged_latency_file_is_one_sentence(tmp_path: Path):
+    begin(tmp_path / "run", evaluations=2).search()
+    (tmp_path / "run" / "latency.json").write_text('{"profile": {}}')
+    with pytest.raises(UserError, match=r"latency.json is damaged"):
+        load(tmp_path / "run")
