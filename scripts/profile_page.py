@@ -2,14 +2,14 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from rich.table import Table
 
-from amc.targets import Profile, Target
+from amc.targets import Profile
 from amc.targets.calibration import Curve
 from amc.targets.profiling_decision import relative_latency, width_multiple
 from amc.targets.profiling_probe import KINDS, SIDE
@@ -19,7 +19,23 @@ CROSSES: dict[str, Any] = {"marker": "x", "markersize": 6, "linestyle": "none"}
 COLORS = {32: "#8a8f98", 8: "#3b7dd8", 4: "#e8710a"}
 
 
-def curve_table(profile: Profile, target: Target) -> Table:
+class Runtime(Protocol):
+    """What a page says of a target: one that is here, or one that was measured elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """The target's name."""
+
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime."""
+
+    @property
+    def unit(self) -> str:
+        """What its costs count."""
+
+
+def curve_table(profile: Profile, target: Runtime) -> Table:
     """Latency of one layer against its channels, one column a kind and number of bits."""
     curves = [curve for kind in KINDS for curve in _curves_of(profile, kind)]
     table = Table()
@@ -35,7 +51,7 @@ def curve_table(profile: Profile, target: Target) -> Table:
     return table
 
 
-def caption(target: Target) -> str:
+def caption(target: Runtime) -> str:
     """What the figures of the table are."""
     return (
         f"{target.name} {target.runtime_version}, {unit(target)} a layer, as many input as output channels, "
@@ -43,7 +59,7 @@ def caption(target: Target) -> str:
     )
 
 
-def sentences(profile: Profile, target: Target) -> list[str]:
+def sentences(profile: Profile, target: Runtime) -> list[str]:
     """What the curves come to, and how far they can be trusted."""
     steps = [_step_sentence(profile, target, bits) for bits in (8, 32)]
     bits = [_bits_sentence(profile, target, 8, 32)]
@@ -53,7 +69,7 @@ def sentences(profile: Profile, target: Target) -> list[str]:
     return [*steps, *bits, *([] if profile.reliable else [doubt])]
 
 
-def profile_png(profile: Profile, target: Target) -> bytes:
+def profile_png(profile: Profile, target: Runtime) -> bytes:
     """The curves as an image, one panel a kind and one line a number of bits."""
     figure = Figure(figsize=(8.0, 3.6), dpi=150, layout="constrained")
     for kind, axes in zip(KINDS, figure.subplots(1, len(KINDS)), strict=True):
@@ -71,7 +87,7 @@ def _curves_of(profile: Profile, kind: str) -> list[Curve]:
     return sorted(curves, key=lambda curve: -curve.bits)
 
 
-def _step_sentence(profile: Profile, target: Target, bits: int) -> str:
+def _step_sentence(profile: Profile, target: Runtime, bits: int) -> str:
     """The step of all kinds together, and that of each kind."""
     curves = [curve for curve in profile.curves if curve.bits == bits]
     steps = {curve.kind: width_multiple([curve]) for curve in curves}
@@ -81,7 +97,7 @@ def _step_sentence(profile: Profile, target: Target, bits: int) -> str:
     return f"In {_label(bits)}, {what} on {target.name} ({each})."
 
 
-def _bits_sentence(profile: Profile, target: Target, bits: int, wider: int) -> str:
+def _bits_sentence(profile: Profile, target: Runtime, bits: int, wider: int) -> str:
     """Whether fewer bits are faster, with the figures of each kind."""
     found = {kind: relative_latency(profile.curves, kind, bits, wider) for kind in KINDS}
     ratios = ", ".join(f"{ratio:.2f} ({kind})" for kind, ratio in found.items() if ratio is not None)
@@ -92,7 +108,7 @@ def _bits_sentence(profile: Profile, target: Target, bits: int, wider: int) -> s
     return f"{which} bring nothing on {target.name}: {figures}."
 
 
-def _panel(axes: Axes, kind: str, curves: Sequence[Curve], target: Target) -> None:
+def _panel(axes: Axes, kind: str, curves: Sequence[Curve], target: Runtime) -> None:
     """Latencies are logarithmic: a step is then as visible at 16 channels as at 64."""
     axes.set_yscale("log")
     for curve in curves:
@@ -120,10 +136,10 @@ def _label(bits: int) -> str:
     return {32: "fp32", 8: "int8"}.get(bits, f"{bits} bits")
 
 
-def unit(target: Target) -> str:
+def unit(target: Runtime) -> str:
     """What the printed figures count."""
     return "microseconds" if target.unit == "ms" else target.unit
 
 
-def _scale(target: Target) -> float:
+def _scale(target: Runtime) -> float:
     return 1e3 if target.unit == "ms" else 1.0

@@ -1,0 +1,189 @@
+"""The page of the latency results: tables and plots of whatever rows there are."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from amc.errors import UserError
+from amc.files import write_atomically
+from scripts.cli import run
+from scripts.latency_page_targets import arm, predictor, profiles
+from scripts.latency_plots import Points, curves_png
+from scripts.latency_rows import plan
+from scripts.latency_words import (
+    Row,
+    comparison,
+    drop,
+    made_by,
+    points_of,
+    row_name,
+    same_searches,
+    setting,
+    title_of,
+    verdict,
+)
+from scripts.results_page import markdown_table, read_figures, write_page
+
+
+@dataclass(frozen=True)
+class LatencyPage:
+    """Options of the page."""
+
+    figures: Path = Path("docs/results/latency.json")
+    """What scripts/latency_results.py has written; the page goes beside it."""
+    images: Path = Path("docs/images")
+    """Folder of the plots."""
+
+
+def main(options: LatencyPage) -> None:
+    """Write the page of the latency results and its plots from the figures."""
+    rows = read_figures(options.figures).get("rows", {})
+    if not rows:
+        raise UserError(f"{options.figures} has no rows yet: scripts/latency_results.py makes them.")
+    options.images.mkdir(parents=True, exist_ok=True)
+    page = Page(list(rows.values()), options)
+    parts = ["# Latency, measured", *page.overview()]
+    parts += [*page.headline(), *page.curves(), *page.joint()]
+    parts += [*predictor(page), *profiles(page), *arm(page)]
+    write_page(options.figures.with_suffix(".md"), [*parts, *page.missing()])
+    print(options.figures.with_suffix(".md"))
+
+
+class Page:
+    """The sections; each says so where it has nothing to show yet.
+
+    Args:
+        rows: of the figures file.
+        options: where things go.
+    """
+
+    def __init__(self, rows: list[Row], options: LatencyPage):
+        self.rows, self.options = rows, options
+
+    def of(self, part: str) -> list[Row]:
+        """The rows of one part, in the order of the plan."""
+        order = [spec.name for spec in plan()]
+        found = [row for row in self.rows if row["part"] == part]
+        return sorted(found, key=lambda row: (row["label"], order.index(row_name(row))))
+
+    def draw(self, name: str, png: bytes, about: str) -> str:
+        """Write a plot; the Markdown that shows it."""
+        write_atomically(self.options.images / name, png)
+        return f"![{about}](../images/{name})"
+
+    def overview(self) -> list[str]:
+        """What all sections share."""
+        hours = sum(row["seconds"] for row in self.rows) / 3600
+        done = {row_name(row) for row in self.rows} & {spec.name for spec in plan()}
+        return [
+            "Latencies are of one image on one core, as fractions of the uncompressed fp32 network's, which "
+            "is measured in the same interleaved rounds (0.2 is five times as fast). Accuracies are of all "
+            f"10,000 test images of CIFAR-10. {len(done)} of {len(plan())} rows are measured; those that "
+            f"are took {hours:.1f} hours. `python -m scripts.latency_results` makes the missing ones, with "
+            "`--weights-20`, `--weights-56` and `--data-root`; `python -m scripts.latency_page` writes this "
+            "page from them.",
+        ]
+
+    def headline(self) -> list[str]:
+        """Fine-tuned, exported, scored and timed in fresh processes."""
+        rows = self.of("headline")
+        title = "## Headline: fine-tuned with distillation, exported, measured in the runtime"
+        if not rows:
+            return [title, "*Not measured yet.*"]
+        good = [row for row in rows if "unreachable" not in row]
+        table = [
+            [
+                f"{row['network']}, {row['target']}, {row['budget']} ({row['label']})",
+                f"{row['original_file']['latency']:.3f}",
+                f"{row['file']['latency']:.3f}",
+                f"{row['latency_ratio']:.3f} ({1 / row['latency_ratio']:.2f}x)",
+                f"{row['latency_ratio_cv']:.1%}",
+                f"{row['test_accuracy_original']:.2%}",
+                f"{row['test_accuracy_exported']:.2%}",
+                f"{drop(row):+.2f}",
+            ]
+            for row in good
+        ]
+        unit = good[0]["unit"] if good else "ms"
+        headings = ["network, target, budget (machine)", f"original {unit}", f"file {unit}", "ratio", "CV"]
+        headings += ["original accuracy", "file accuracy", "points"]
+        return [
+            title,
+            *([markdown_table(headings, table)] if table else []),
+            *(f"{title_of(row)}: {verdict(row)}" for row in rows),
+            made_by(rows),
+        ]
+
+    def curves(self) -> list[str]:
+        """Accuracy against latency, without and with a short fine-tuning."""
+        rows = [row for row in (*self.of("curve"), *self.of("joint"), *self.of("headline")) if points_of(row)]
+        title = "## Accuracy against latency"
+        panels = {title: series for title, series in self._series(rows).items() if series["joint"]}
+        if not panels:
+            return [title, "*Not measured yet.*"]
+        originals = {
+            f"{row['network']}, {row['target']} ({row['label']})": row["test_accuracy_original"]
+            for row in rows
+            if "test_accuracy_original" in row
+        }
+        table = [
+            [name, f"{ratio:.3f}", f"{accuracy:.2%}"]
+            for panel, series in panels.items()
+            for label, points in series.items()
+            for name in (f"{panel}, {label}",)
+            for ratio, accuracy in sorted(points, reverse=True)
+        ]
+        return [
+            title,
+            "Un-tuned networks are scored in PyTorch; fine-tuned ones as exported files in their runtime.",
+            self.draw("latency_curves.png", curves_png(panels, originals), "Accuracy against latency"),
+            markdown_table(["network", "latency ratio", "test accuracy"], table),
+            made_by(rows),
+        ]
+
+    def _series(self, rows: list[Row]) -> dict[str, dict[str, Points]]:
+        """Points of each panel by series."""
+        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        names = ("joint", "uniform", "int8 only", "joint, 5 epochs", "joint, 20 epochs")
+        for row in rows:
+            panel = panels.setdefault(
+                f"{row['network']}, {row['target']} ({row['label']})", {name: [] for name in names}
+            )
+            for name, point in points_of(row):
+                if point not in panel[name]:
+                    panel[name].append(point)
+        return {panel: {name: list(points) for name, points in s.items()} for panel, s in panels.items()}
+
+    def joint(self) -> list[str]:
+        """Joint search against its alternatives."""
+        rows = self.of("joint")
+        title = "## Widths and bits together, against one after the other, at the same budget"
+        if not rows:
+            return [title, "*Not measured yet.*"]
+        table = [[*setting(row), *comparison(row)] for row in rows]
+        headings = ["network, target, budget (machine)", "variant", "test accuracy", "reward split"]
+        headings += ["latency ratio", "keeps the budget", "layers in int8", "MACs", "search s"]
+        return [
+            title,
+            "No fine-tuning. The weights know the images of the reward split, so it reads higher than the "
+            "test split. `prune` stays in fp32; `int8` keeps all channels; `prune-int8` searches widths in "
+            "fp32 and then puts every layer in int8; `joint` decides both; `uniform` is the first policy of "
+            "the joint search.",
+            markdown_table(headings, table),
+            *same_searches(rows),
+            made_by(rows),
+        ]
+
+    def missing(self) -> list[str]:
+        """What nobody has measured on any machine."""
+        done = {row_name(row) for row in self.rows}
+        names = [spec.name for spec in plan() if spec.name not in done]
+        listed = "\n".join(f"* `{name}`" for name in names)
+        return ["## Not measured yet", listed] if names else []
+
+
+if __name__ == "__main__":
+    run(main)

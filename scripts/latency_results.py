@@ -1,0 +1,171 @@
+"""Regenerate the figures of the latency results, row by row; may be cut at any moment and repeated."""
+
+import sys
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from amc.errors import UserError
+from scripts.cli import run as run_script
+from scripts.latency_rows import LatencyResults, Spec, command, plan
+from scripts.latency_rows_search import joint_row
+from scripts.latency_rows_targets import arm_row, predictor_row, profile_row
+from scripts.latency_rows_tuned import curve_row, headline_row
+from scripts.results_page import origin, read_figures, save_figures
+
+Rows = dict[str, dict[str, Any]]
+MAKERS: dict[str, Callable[[LatencyResults, Spec], dict[str, Any]]] = {
+    "predictor": predictor_row,
+    "profile": profile_row,
+    "joint": joint_row,
+    "curve": curve_row,
+    "headline": headline_row,
+    "arm": arm_row,
+}
+HEADLINE_KEYS = (
+    "network",
+    "target",
+    "budget",
+    "label",
+    "latency_ratio",
+    "latency_ratio_cv",
+    "test_accuracy_original",
+    "test_accuracy_exported",
+    "epochs",
+    "processes",
+    "unreachable",
+)
+JOINT_KEYS = (
+    "network",
+    "target",
+    "budget",
+    "variant",
+    "label",
+    "latency_ratio",
+    "within_budget",
+    "reliable",
+    "test_accuracy",
+    "reward_accuracy",
+    "int8_share",
+    "macs_fraction",
+    "unreachable",
+)
+
+
+def main(options: LatencyResults) -> None:
+    """Make the missing rows of the latency results, in order; may be cut anywhere and repeated."""
+    specs = chosen(options)
+    figures = read_figures(options.out)
+    rows: Rows = figures.get("rows", {})
+    if options.list:
+        show(options, specs, rows)
+        return
+    missing = [spec for spec in specs if row_id(options, spec) not in rows]
+    check(options, missing)
+    torch.set_num_threads(options.threads)
+    failed = [spec.name for spec in missing if not add_row(options, spec, rows)]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(missing)} rows could not be made: {', '.join(failed)}.")
+
+
+def chosen(options: LatencyResults) -> list[Spec]:
+    """The rows that match the pattern, with or without the machine.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [
+        spec
+        for spec in plan()
+        if any(fnmatchcase(text, options.only) for text in (spec.name, row_id(options, spec)))
+    ]
+    if not found:
+        raise UserError(f"No row matches --only '{options.only}'; --list shows them all.")
+    return found
+
+
+def row_id(options: LatencyResults, spec: Spec) -> str:
+    """The key of a row in the figures file."""
+    return f"{spec.name}@{options.label}"
+
+
+def show(options: LatencyResults, specs: list[Spec], rows: Rows) -> None:
+    """Print every row's id, whether it is done, and the seconds that it took."""
+    for spec in specs:
+        key = row_id(options, spec)
+        print(f"done    {rows[key]['seconds']:8.1f} s  {key}" if key in rows else f"missing {'':10}  {key}")
+
+
+def check(options: LatencyResults, missing: list[Spec]) -> None:
+    """Refuse before any work what some row would only notice later.
+
+    Raises:
+        UserError: weights or data are missing, or the thread count makes no sense.
+    """
+    if options.threads < 1:
+        raise UserError(f"--threads must be at least 1, not {options.threads}.")
+    for network in sorted({spec.network for spec in missing if spec.trained}):
+        if not options.weights(network).is_file():
+            raise UserError(
+                f"There is no weight file {options.weights(network)}: pass --weights-{network[-2:]}."
+            )
+    if any(spec.trained for spec in missing) and not options.data_root.is_dir():
+        raise UserError(f"There is no folder {options.data_root} with cifar-10-batches-py: pass --data-root.")
+
+
+def add_row(options: LatencyResults, spec: Spec, rows: Rows) -> bool:
+    """Make one row and write the file; False, with a sentence, where the row cannot be made here."""
+    print(f"{spec.name} ...", file=sys.stderr)
+    started = time.perf_counter()
+    try:
+        found = MAKERS[spec.part](options, spec)
+    except UserError as error:
+        print(f"{spec.name}: {error}", file=sys.stderr)
+        return False
+    seconds = round(time.perf_counter() - started, 1)
+    about = {**spec.to_json(), "label": options.label, "command": command(options, spec)}
+    rows[row_id(options, spec)] = {**about, **found, "seconds": seconds, "origin": origin()}
+    save_figures(options.out, {**summary(rows), "rows": rows})
+    print(f"{spec.name}: {seconds:.1f} s", file=sys.stderr)
+    return True
+
+
+def summary(rows: Rows) -> dict[str, Any]:
+    """The keys that others read; of several machines the worst figure counts."""
+    headlines = _rows_of(rows, "headline")
+    correlations = [row["correlation"]["litert"]["pearson_log"] for row in _rows_of(rows, "arm")]
+    return {
+        "predictor_mape": predictor_mape(_rows_of(rows, "predictor")),
+        "headline": [_cut(row, HEADLINE_KEYS) for row in headlines],
+        "joint": [_cut(row, JOINT_KEYS) for row in _rows_of(rows, "joint")],
+        "arm_correlation": min(correlations, default=None),
+    }
+
+
+def predictor_mape(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean absolute relative error by network and target."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        errors = found.setdefault(row["network"], {})
+        errors[row["target"]] = max(row["mape"], errors.get(row["target"], 0.0))
+    return found
+
+
+def _rows_of(rows: Rows, part: str) -> list[dict[str, Any]]:
+    return [row for row in rows.values() if row["part"] == part]
+
+
+def _cut(row: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: row[key] for key in keys if key in row}
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    run_script(main)

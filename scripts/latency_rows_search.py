@@ -1,0 +1,204 @@
+"""Rows of the latency results that compare ways to keep one budget, and the searches behind all rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agents.run import Run, load_run, start_run
+from agents.run_config import CONFIG_FILE, RunConfig
+from agents.source import load_source, prepare_device
+from amc.errors import UserError
+from amc.policy import CompressionPolicy
+from amc.quantization.uniform import NOT_QUANTIZED
+from amc.targets import get_target
+from envs.problem import Problem, build_problem
+from envs.problem_config import ProblemConfig
+from scripts.latency_rows import (
+    LatencyResults,
+    Spec,
+    run_folder,
+    search_config,
+    source,
+)
+from scripts.main_job import finished
+from scripts.progress import MeasuringProgress, SearchProgress
+
+Figures = dict[str, Any]
+FLOATS = (NOT_QUANTIZED,)
+
+
+class Unreachable(Exception):
+    """No legal network keeps a budget; says so in a sentence."""
+
+
+def joint_row(options: LatencyResults, spec: Spec) -> Figures:
+    """One variant of the comparison at one budget."""
+    makers = {"int8": int8, "prune-int8": prune_then_int8}
+    try:
+        return makers.get(spec.variant, searched_variant)(options, spec)
+    except Unreachable as sentence:
+        return {"unreachable": str(sentence)}
+
+
+def searched_variant(options: LatencyResults, spec: Spec) -> Figures:
+    """Best policy of a search, or its first: prune, joint and uniform."""
+    opened = prune_search if spec.variant == "prune" else joint_search
+    with opened(options, spec) as run:
+        policy = run.log.rows[0].policy if spec.variant == "uniform" else run.best_policy
+        only_floats = 8 not in run.problem.target.fast_bits
+        note = {"same_search_as": "prune"} if only_floats and spec.variant != "prune" else {}
+        return policy_figures(run.problem, policy, spec) | search_figures(run) | note
+
+
+def int8(options: LatencyResults, spec: Spec) -> Figures:
+    """All channels, every layer in int8; whether that keeps the budget is the budget's luck."""
+    with int8_problem(options, spec) as problem:
+        return policy_figures(problem, problem.space.policy(problem.space.largest), spec)
+
+
+def prune_then_int8(options: LatencyResults, spec: Spec) -> Figures:
+    """Widths searched in floats, under what int8 is expected to leave of the budget; then int8 everywhere."""
+    gain = int8(options, spec)["latency_ratio"]
+    fraction = float(spec.budget) / gain
+    widths, found = None, {"int8_ratio": gain, "pruning_budget": min(1.0, round(fraction, 4))}
+    if fraction < 1.0:
+        config = search_config(options, spec, round(fraction, 4), FLOATS)
+        with searched(run_folder(options, spec, "prune-for-int8"), config) as run:
+            # An interrupted search goes on under the budget that it was started with.
+            found["pruning_budget"] = run.problem.budgets[0].fraction
+            widths = run.best_policy
+            found |= search_figures(run)
+    with int8_problem(options, spec) as problem:
+        return policy_figures(problem, in_int8(problem, widths), spec) | found
+
+
+def in_int8(problem: Problem, widths: CompressionPolicy | None) -> CompressionPolicy:
+    """The policy with these widths, or all channels, in the only bits of the problem."""
+    table, column = problem.space.largest.copy(), problem.space.column("width")
+    if widths is not None:
+        table[:, column] = problem.space.table(widths)[:, column]
+    return problem.space.policy(table)
+
+
+@contextmanager
+def prune_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
+    """The finished search for widths in floats."""
+    config = search_config(options, spec, float(spec.budget), FLOATS)
+    with searched(run_folder(options, spec, "prune"), config) as run:
+        yield run
+
+
+@contextmanager
+def joint_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
+    """The finished search for widths and bits; that for widths where int8 brings nothing."""
+    with get_target(spec.target) as target:
+        pays = 8 in target.fast_bits
+    config = search_config(options, spec, float(spec.budget), () if pays else FLOATS)
+    with searched(run_folder(options, spec, "joint" if pays else "prune"), config) as run:
+        yield run
+
+
+@contextmanager
+def searched(folder: Path, config: RunConfig) -> Iterator[Run]:
+    """A finished run: opened, continued or made; closed at the end.
+
+    Raises:
+        Unreachable: no legal network keeps the budget.
+        KeyboardInterrupt: the search was interrupted.
+    """
+    run = opened(folder, config)
+    try:
+        if not finished(folder, config.search.evaluations):
+            complete(run)
+        yield run
+    finally:
+        run.problem.close()
+
+
+def opened(folder: Path, config: RunConfig) -> Run:
+    """The run of a folder, new or as it was left."""
+    if (folder / CONFIG_FILE).exists():
+        return load_run(folder, evaluations=config.search.evaluations)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with MeasuringProgress("measuring random policies") as measuring:
+        try:
+            return start_run(folder, config, progress=measuring)
+        except UserError as error:
+            # A figure of the comparison, unlike all else that can be wrong.
+            if "cannot be reached" in str(error):
+                raise Unreachable(str(error)) from error
+            raise
+
+
+def complete(run: Run) -> None:
+    """Spend the evaluations that are left."""
+    with SearchProgress(run.config.search.evaluations, run.log) as progress:
+        ending = run.search(callbacks=(progress,)).ending
+    if ending == "interrupted":
+        raise KeyboardInterrupt("; repeat the command to go on")
+
+
+def search_figures(run: Run) -> Figures:
+    """What a search took, and whether a measured network kept its budget."""
+    best = run.log.best()
+    assert best is not None
+    predictor = run.problem.latency.predictor if run.problem.latency else None
+    return {
+        "evaluations": len(run.log),
+        "seed": run.config.agent.seed,
+        "searcher": run.algorithm,
+        "search_seconds": round(sum(row.seconds for row in run.log.rows), 1),
+        "feasible": best.feasible,
+        "found_at_evaluation": best.index + 1,
+        "predictor_margin": predictor.margin if predictor else None,
+    }
+
+
+@contextmanager
+def int8_problem(options: LatencyResults, spec: Spec) -> Iterator[Problem]:
+    """The network with int8 as the only bits, and something that measures its latency."""
+    origin = source(options, spec.network)
+    device = prepare_device(origin)
+    target = get_target(spec.target)
+    with target:
+        config = ProblemConfig(
+            goal="cost",
+            minimize="latency",
+            target=spec.target,
+            width_multiple=1,
+            weight_bits=(target.weight_bits_exact,),
+            activation_bits=(8,),
+        )
+        problem = build_problem(*load_source(origin), config, device, target)
+        try:
+            yield problem
+        finally:
+            problem.close()
+
+
+def policy_figures(problem: Problem, policy: CompressionPolicy, spec: Spec) -> Figures:
+    """Accuracy of a policy's un-tuned network, and its latency measured beside the original's."""
+    assert problem.meter is not None
+    evaluator = problem.evaluator
+    model = evaluator.compressed(policy)
+    scores = {split: problem.task.score(model, split) for split in ("reward", "test")}
+    timing = problem.meter.timing(policy, model)
+    integers = [
+        max(decision.values["weight_bits"], decision.values["activation_bits"]) < NOT_QUANTIZED
+        for decision in policy.decisions
+    ]
+    return {
+        "reward_accuracy": scores["reward"],
+        "test_accuracy": scores["test"],
+        "latency_ratio": timing.ratio,
+        "latency": timing.best,
+        "latency_original": problem.meter.original,
+        "unit": problem.target.unit,
+        "runtime": problem.target.runtime_version,
+        "reliable": timing.reliable,
+        "within_budget": timing.ratio <= float(spec.budget),
+        "int8_share": sum(integers) / len(integers),
+        "macs_fraction": evaluator.costs_of(policy)["macs"] / problem.original_costs["macs"],
+        "policy": policy.digest(),
+    }
