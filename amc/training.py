@@ -90,6 +90,8 @@ class Recipe:
         warmup: Share of the steps in which the learning rate rises.
         label_smoothing: Share of each label that is spread over all classes, where `fit` is given no loss.
         augment: Whether the data's augmentation is applied.
+        views: Augmented versions of the training split that the epochs take in turn; 0 makes a new one for
+            every epoch. A teacher needs to see each version only once.
         seed: Order of images, augmentation, dropout.
     """
 
@@ -101,12 +103,13 @@ class Recipe:
     warmup: float = 0.15
     label_smoothing: float = 0.0
     augment: bool = True
+    views: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
-        if self.epochs < 0 or self.batch_size < 2:
-            raise UserError("Training needs 0 or more epochs and at least 2 images a batch.")
+        if min(self.epochs, self.views) < 0 or self.batch_size < 2:
+            raise UserError("Training needs 0 or more epochs and views, and at least 2 images a batch.")
         if not (math.isfinite(self.lr) and self.lr > 0 and self.weight_decay >= 0):
             raise UserError(
                 "Training needs a positive learning rate and a weight decay that is not negative."
@@ -205,7 +208,7 @@ def _epoch(
     device = device_of(model)
     per_epoch = max(1, len(data.train) // recipe.batch_size)
     total = torch.zeros((), device=device)
-    seed = recipe.seed * 100_003 + index
+    seed = recipe.seed * 100_003 + (index % recipe.views if recipe.views else index)
     generator = torch.Generator().manual_seed(seed)
     batches = data.batches(
         "train", recipe.batch_size, generator, recipe.augment, drop_last=True, device=device

@@ -56,6 +56,11 @@ class FineTune:
     """Share of the teacher in the loss; the labels have the rest. With 0 there is no teacher."""
     refit_every: int = REFIT_EVERY
     """Steps after which the scales of quantized weights are fitted anew."""
+    float_epochs: int = 0
+    """Epochs at the start that quantize nothing, which take about half as long; the others quantize."""
+    views: int = 0
+    """Augmented versions of the training images, taken in turn, so that the teacher sees each only once; 0
+    makes a new one for every epoch."""
     seed: int = 0
     """Order of images, augmentation."""
     force: bool = False
@@ -86,6 +91,7 @@ class FineTune:
             batch_size=self.batch_size,
             lr=self.lr,
             weight_decay=self.weight_decay,
+            views=self.views,
             seed=self.seed,
         )
 
@@ -172,6 +178,8 @@ def train(
             recipe,
             distillation,
             refit_every=options.refit_every,
+            float_epochs=options.float_epochs,
+            calibration=run.evaluator.calibration,
             start_epoch=start,
             momentum=momentum,
             on_step=on_step,

@@ -12,7 +12,7 @@ from amc.files import write_atomically
 from scripts.cli import run
 from scripts.latency_page_targets import arm, predictor, profiles
 from scripts.latency_plots import Points, curves_png
-from scripts.latency_rows import plan
+from scripts.latency_rows import HEADLINE_EPOCHS, TUNED_EPOCHS, plan
 from scripts.latency_words import (
     Row,
     comparison,
@@ -147,7 +147,8 @@ class Page:
     def _series(self, rows: list[Row]) -> dict[str, dict[str, Points]]:
         """Points of each panel by series."""
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        names = ("joint", "uniform", "int8 only", "joint, 5 epochs", "joint, 20 epochs")
+        tuned = (f"joint, {epochs} epochs" for epochs in (TUNED_EPOCHS, HEADLINE_EPOCHS))
+        names = ("joint", "uniform", "int8 only", *tuned)
         for row in rows:
             panel = panels.setdefault(
                 f"{row['network']}, {row['target']} ({row['label']})", {name: [] for name in names}

@@ -28,6 +28,7 @@ from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, Quant
 from amc.recovery.calibrate import calibrate
 from amc.recovery.fine_tune import (
     Distillation,
+    RememberingTeacher,
     distilled,
     fine_tune,
     refit_weight_scales,
@@ -225,10 +226,12 @@ def test_scales_follow_the_weights_and_activation_grids_stay():
     assert not any(m.calibrating for m in points)
 
 
-def test_an_interrupted_fine_tuning_goes_on_exactly():
+@pytest.mark.parametrize("float_epochs", [0, 1, 2])
+def test_an_interrupted_fine_tuning_goes_on_exactly(float_epochs: int):
+    floats = {"float_epochs": float_epochs, "calibration": digits().calibration(200, 100)}
     whole, parts = compressed(), compressed()
     # 18 steps an epoch: 7 does not divide them, so the second part must not count from 0.
-    tune(whole, 2, refit_every=7)
+    tune(whole, 2, refit_every=7, **floats)
 
     class Interrupted(Exception):
         pass
@@ -240,12 +243,48 @@ def test_an_interrupted_fine_tuning_goes_on_exactly():
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        tune(parts, 2, refit_every=7, on_epoch=interrupt)
+        tune(parts, 2, refit_every=7, on_epoch=interrupt, **floats)
     assert not same(whole, parts)
     again = compressed()
     again.load_state_dict(parts.state_dict())
-    tune(again, 2, refit_every=7, start_epoch=1, momentum=kept[0].momentum)
+    tune(again, 2, refit_every=7, start_epoch=1, momentum=kept[0].momentum, **floats)
     assert same(whole, again)
+
+
+def test_epochs_in_floats_come_first_and_their_ranges_are_fitted_anew():
+    model, seen = compressed(), []
+    layer = quantized_layers(model)[1]
+    points = [m for m in model.modules() if isinstance(m, ActivationQuantizer) and m.enabled]
+    grids = [float(m.scale) for m in points]
+    layer.quantizer.register_forward_hook(lambda q, given, out: seen.append(torch.equal(given[0], out)))
+    tune(model, epochs=2, float_epochs=1, calibration=digits().calibration(200, 100))
+    steps = len(seen) // 2
+    assert all(seen[:steps]) and not any(seen[steps:])
+    assert [float(m.scale) for m in points] != grids and not any(m.calibrating or m.paused for m in points)
+
+
+@pytest.mark.parametrize(("epochs", "batches"), [(3, [torch.zeros(1, 1, SIDE, SIDE)]), (1, ()), (-1, ())])
+def test_epochs_in_floats_that_make_no_sense(epochs: int, batches: list[Tensor]):
+    with pytest.raises(UserError, match=f"{epochs} of 2 epochs cannot be in floats"):
+        tune(compressed(), epochs=2, float_epochs=epochs, calibration=batches)
+
+
+def test_a_teacher_sees_each_view_once():
+    asked = []
+    teacher = original().copy()
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    recipe = Recipe(3, 64, 0.03, views=2)
+    fine_tune(compressed(), teacher, ClassificationTask(digits()), recipe)
+    assert len(asked) == 2 * (len(digits().train) // 64)
+
+
+def test_a_remembering_teacher_says_what_the_teacher_says():
+    teacher, batch = original().copy().eval(), digits().normalised("reward")[:8]
+    knowing = RememberingTeacher(teacher)
+    with torch.no_grad():
+        assert torch.equal(knowing(batch), teacher(batch)) and torch.equal(knowing(batch), teacher(batch))
+        assert torch.equal(knowing(batch.flip(0)), teacher(batch.flip(0)))
+    assert len(knowing.answers) == 2
 
 
 def test_refitting_never_raises_the_error_of_the_weights():

@@ -27,13 +27,18 @@ class WeightQuantizer(Protocol):
 
 
 class UniformWeightQuantizer(nn.Module):
-    """Symmetric per-channel codes -L..L, L = 2^(bits-1) - 1; state: `scale` [out]."""
+    """Symmetric per-channel codes -L..L, L = 2^(bits-1) - 1; state: `scale` [out].
+
+    Attributes:
+        bits: 2 to 8.
+        paused: weights pass through as they are, for an epoch of fine-tuning in floats.
+    """
 
     scale: Tensor
 
     def __init__(self, bits: int, channels: int):
         super().__init__()
-        self.bits = bits
+        self.bits, self.paused = bits, False
         self.register_buffer("scale", torch.ones(channels))
 
     def fit(self, weight: Tensor) -> None:
@@ -46,6 +51,8 @@ class UniformWeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize and dequantize a weight [out, ...]; gradients pass straight through."""
+        if self.paused:
+            return weight
         levels = uniform.weight_levels(self.bits)
         return uniform.fake_quantize(weight, uniform.per_channel(self.scale, weight), -levels, levels)
 
@@ -86,6 +93,7 @@ class ActivationQuantizer(nn.Module):
         bits: 2 to 8, or 32 for "not quantized" (the identity).
         scale, zero_point: unsigned codes 0..2^bits - 1; value = (code - zero_point) * scale.
         calibrating: the next forward pass fits scale and zero point before it quantizes.
+        paused: values pass through as they are, for an epoch of fine-tuning in floats.
     """
 
     scale: Tensor
@@ -94,7 +102,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, bits: int = uniform.NOT_QUANTIZED):
         super().__init__()
         self.bits = bits
-        self.calibrating = bits != uniform.NOT_QUANTIZED
+        self.calibrating, self.paused = bits != uniform.NOT_QUANTIZED, False
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
@@ -105,7 +113,7 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize x of any shape; gradients pass straight through inside the range."""
-        if not self.enabled:
+        if not self.enabled or self.paused:
             return x
         if self.calibrating:
             scale, zero_point = uniform.fit_activation_grid(x, self.bits)
@@ -114,3 +122,17 @@ class ActivationQuantizer(nn.Module):
             self.calibrating = False
         lowest = -int(self.zero_point)
         return uniform.fake_quantize(x, self.scale, lowest, lowest + 2**self.bits - 1)
+
+
+def pause_quantizers(model: nn.Module, paused: bool) -> None:
+    """Let weights and activations pass through as they are, or quantize them again, in place."""
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer | UniformWeightQuantizer):
+            module.paused = paused
+
+
+def recalibrate(model: nn.Module) -> None:
+    """Let the next forward pass fit the range of every quantization point anew, in place."""
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.calibrating = module.enabled

@@ -5,6 +5,7 @@ gradients pass straight through. The original teaches it with softened outputs (
 "Distilling the Knowledge in a Neural Network"): L = a T^2 KL(teacher_T || student_T) + (1 - a) L_task.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import UserError
-from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.quantization.modules import (
+    QuantizedConv2d,
+    QuantizedLinear,
+    pause_quantizers,
+    recalibrate,
+)
 from amc.recovery.calibrate import calibrate
 from amc.tasks.base import Task
 from amc.training import Epoch, Loss, Recipe, fit
@@ -83,6 +89,29 @@ def distilled(teacher: nn.Module, task_loss: Loss, settings: Distillation) -> Lo
     return loss
 
 
+class RememberingTeacher(nn.Module):
+    """A teacher that looks at each batch once: where epochs repeat batches, its answers are kept.
+
+    Args:
+        teacher: in evaluation mode.
+
+    Attributes:
+        answers: outputs by a digest of the batch.
+    """
+
+    def __init__(self, teacher: nn.Module):
+        super().__init__()
+        self.teacher = teacher
+        self.answers: dict[bytes, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The teacher's outputs on x [N, ...]."""
+        digest = hashlib.blake2b(x.detach().cpu().contiguous().numpy().tobytes()).digest()
+        if digest not in self.answers:
+            self.answers[digest] = self.teacher(x)
+        return self.answers[digest]
+
+
 class _Said(nn.Module):
     """Stands in for a model whose outputs on a batch are known already."""
 
@@ -109,6 +138,8 @@ def fine_tune(
     distillation: Distillation | None = None,
     *,
     refit_every: int = REFIT_EVERY,
+    float_epochs: int = 0,
+    calibration: Sequence[Tensor] = (),
     start_epoch: int = 0,
     momentum: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -128,6 +159,9 @@ def fine_tune(
         refit_every: steps after which the weights' scales are fitted anew, and also after the last step. A
             scale that is left behind clips weights that grow; fitted only at the end it changes the network
             more than the batch norms can follow.
+        float_epochs: epochs at the start in which nothing is quantized, which cost about half as much; scales
+            and ranges are fitted anew behind them.
+        calibration: augmented unlabeled batches [N, ...] that the ranges are then fitted on.
         start_epoch: epochs that are done already; with `momentum`, an interrupted training goes on exactly.
         momentum: SGD's buffers at that point (`Epoch.momentum`).
         on_step: called with (steps done, steps in total) after each step.
@@ -141,6 +175,12 @@ def fine_tune(
     """
     if refit_every < 1:
         raise UserError(f"Scales can be fitted anew every 1 or more steps, not every {refit_every}.")
+    if not 0 <= float_epochs <= recipe.epochs or (float_epochs and not calibration):
+        raise UserError(
+            f"{float_epochs} of {recipe.epochs} epochs cannot be in floats: write 0 to {recipe.epochs}, with "
+            "calibration images."
+        )
+    pause_quantizers(model, start_epoch < float_epochs)
 
     def after_step(done: int, total: int) -> None:
         if done % refit_every == 0 or done == total:
@@ -148,16 +188,43 @@ def fine_tune(
         if on_step is not None:
             on_step(done, total)
 
-    return fit(
-        model,
-        task.data,
-        recipe,
-        loss=distilled(teacher.eval(), task.loss, distillation or Distillation()),
-        start_epoch=start_epoch,
-        momentum=momentum,
-        on_step=after_step,
-        on_epoch=on_epoch,
-    )
+    def after_epoch(epoch: Epoch) -> None:
+        if epoch.number == float_epochs:
+            quantize_again(model, calibration)
+        if on_epoch is not None:
+            on_epoch(epoch)
+
+    knowing = RememberingTeacher(teacher.eval()) if recipe.views else teacher.eval()
+    try:
+        return fit(
+            model,
+            task.data,
+            recipe,
+            loss=distilled(knowing, task.loss, distillation or Distillation()),
+            start_epoch=start_epoch,
+            momentum=momentum,
+            on_step=after_step,
+            on_epoch=after_epoch,
+        )
+    finally:
+        pause_quantizers(model, False)
+
+
+def quantize_again(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """End the epochs in floats: fit scales to the weights and ranges to the activations, in place.
+
+    Args:
+        model: its quantizers are paused.
+        batches: augmented unlabeled images [N, ...]; the first one fits the ranges.
+    """
+    pause_quantizers(model, False)
+    refit_weight_scales(model)
+    recalibrate(model)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        model(batches[0])
+    model.train(training)
 
 
 def settle_statistics(model: nn.Module, task: Task, batches: Sequence[Tensor]) -> float:
