@@ -11,7 +11,7 @@ from amc.errors import UserError
 from amc.targets.calibration import Curve, Profile
 from scripts import latency_page, latency_results
 from scripts.cli import exit_code
-from scripts.latency_rows import LatencyResults, Spec, command, plan
+from scripts.latency_rows import HEADLINE_EPOCHS, TUNED_EPOCHS, LatencyResults, Spec, command, plan
 from scripts.latency_rows_targets import by_format, correlations, subject, weight_bits_of
 from scripts.latency_words import verdict
 
@@ -37,7 +37,7 @@ PREDICTOR = {
 }
 TUNED = {
     "unit": "ms",
-    "epochs": 20,
+    "epochs": HEADLINE_EPOCHS,
     "processes": 12,
     "latency_ratio": 0.19,
     "latency_ratio_cv": 0.01,
@@ -76,7 +76,7 @@ def made_up(options: LatencyResults, spec: Spec) -> dict:
     if spec.variant == "prune":
         return {"unreachable": "The budget cannot be reached."}
     figures = {"predictor": PREDICTOR, "headline": TUNED, "profile": PROFILE, "arm": ARM, "joint": POLICY}
-    return figures.get(spec.part, {**TUNED, "epochs": 5})
+    return figures.get(spec.part, {**TUNED, "epochs": TUNED_EPOCHS})
 
 
 @pytest.fixture
