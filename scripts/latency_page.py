@@ -23,6 +23,7 @@ from scripts.latency_words import (
     same_searches,
     setting,
     title_of,
+    tuned_name,
     verdict,
 )
 from scripts.results_page import markdown_table, read_figures, write_page
@@ -147,7 +148,7 @@ class Page:
     def _series(self, rows: list[Row]) -> dict[str, dict[str, Points]]:
         """Points of each panel by series."""
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        tuned = (f"joint, {epochs} epochs" for epochs in (TUNED_EPOCHS, HEADLINE_EPOCHS))
+        tuned = (tuned_name(epochs) for epochs in (TUNED_EPOCHS, HEADLINE_EPOCHS))
         names = ("joint", "uniform", "int8 only", *tuned)
         for row in rows:
             panel = panels.setdefault(

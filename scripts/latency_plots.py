@@ -7,6 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scripts.latency_rows import HEADLINE_EPOCHS, TUNED_EPOCHS
+from scripts.latency_words import tuned_name
+
 BLUE, ORANGE, GREY, GREEN = "#3b7dd8", "#e8710a", "#8a8f98", "#2a9d5c"
 PANEL = (4.6, 3.6)
 """Inches."""
@@ -14,8 +17,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "joint": {"color": BLUE, "marker": "o", "linewidth": 1.6},
     "uniform": {"color": GREY, "marker": "s", "linewidth": 1.2, "linestyle": "--"},
     "int8 only": {"color": ORANGE, "marker": "D", "linestyle": "none", "markersize": 7},
-    "joint, 5 epochs": {"color": GREEN, "marker": "^", "linestyle": "none", "markersize": 7},
-    "joint, 20 epochs": {"color": GREEN, "marker": "*", "linestyle": "none", "markersize": 13},
+    tuned_name(TUNED_EPOCHS): {"color": GREEN, "marker": "^", "linestyle": "none", "markersize": 7},
+    tuned_name(HEADLINE_EPOCHS): {"color": GREEN, "marker": "*", "linestyle": "none", "markersize": 13},
 }
 Points = Sequence[tuple[float, float]]
 ORIGINAL: dict[str, Any] = {"color": "black", "marker": "X", "linestyle": "none", "markersize": 8}

@@ -94,7 +94,7 @@ def points_of(row: Row) -> list[tuple[str, tuple[float, float]]]:
     if "unreachable" in row:
         return []
     if "epochs" in row:
-        series = f"joint, {row['epochs']} epochs"
+        series = tuned_name(row["epochs"])
         return [(series, (row["latency_ratio"], row["test_accuracy_exported"]))]
     if row["part"] == "curve":
         return [
@@ -103,3 +103,8 @@ def points_of(row: Row) -> list[tuple[str, tuple[float, float]]]:
     series = "int8 only" if row["variant"] == "int8" else str(row["variant"])
     known = series in ("joint", "uniform", "int8 only")
     return [(series, (row["latency_ratio"], row["test_accuracy"]))] if known else []
+
+
+def tuned_name(epochs: int) -> str:
+    """What a curve of networks after so many epochs of fine-tuning is called."""
+    return f"joint, {epochs} epochs"
