@@ -1,9 +1,13 @@
 """Measured latencies of random legal policies: what a predictor is fitted to."""
 
+import itertools
 import math
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +22,8 @@ from amc.space import Space
 from amc.targets.base import Target, Timing
 
 MOST_SAMPLES, LEAST_SAMPLES = 240, 40
-FILES_AT_ONCE = 7
-"""As many as the measuring process keeps loaded beside the reference."""
+FILES_AT_ONCE = 6
+"""As many as the measuring process keeps loaded beside reference and anchor."""
 TIMING_S = 0.7
 """Seconds of timing for so many files: more than 40 runs of each."""
 TRIES, DRIFT = 3, 0.02
@@ -53,8 +57,36 @@ def random_table(space: Space, rng: np.random.Generator) -> np.ndarray:
     return partial.values
 
 
+def paired_ratio(timing: Timing, other: Timing) -> float:
+    """The median over rounds of a file's time divided by another's in the same round.
+
+    So few runs may lie within one slow phase of the machine but for the other's best; the ratio of the two
+    minima was off by 40 % for all files of a measurement then. Within a round both are slow.
+    """
+    return float(np.median(np.divide(timing.rounds, other.rounds)))
+
+
+def with_ratios(timed: Sequence[tuple[Sequence[np.ndarray], Sequence[Timing]]]) -> list[Sample]:
+    """Policies with their latencies as fractions of the reference's.
+
+    Args:
+        timed: the tables of each measurement, and the timings of reference, anchor and those tables.
+    """
+    anchor = float(np.median([paired_ratio(timings[1], timings[0]) for _, timings in timed] or [1.0]))
+    return [
+        Sample(table, anchor * paired_ratio(timing, timings[1]))
+        for tables, timings in timed
+        for table, timing in zip(tables, timings[2:], strict=True)
+    ]
+
+
 class Sampler:
     """Builds and measures random policies of a network.
+
+    Every measurement holds the reference, one fixed compressed network, the anchor, and some policies. On a
+    machine whose caches are shared with others the large reference slows down more than small networks do,
+    so policies are compared with the anchor beside them, and the anchor with the reference over all
+    measurements.
 
     Args:
         network: the traced network; its weights do not matter.
@@ -89,17 +121,24 @@ class Sampler:
         Raises:
             UserError: time was up before a predictor could be fitted and judged.
         """
-        samples: list[Sample] = []
+        timed: list[tuple[list[np.ndarray], list[Timing]]] = []
         started, slowest = time.monotonic(), 0.0
-        with tempfile.TemporaryDirectory(prefix="amc-samples-") as folder:
-            while len(samples) < MOST_SAMPLES:
+        with tempfile.TemporaryDirectory(prefix="amc-samples-") as folder, _one_thread() as builder:
+            anchor = Path(folder) / f"anchor{self.target.file_suffix}"
+            self._write(self._anchor(), anchor)
+            built = builder.submit(self._build, Path(folder) / "0")
+            for number in itertools.count(1):
                 begun = time.monotonic()
-                tables = self._new_tables(min(FILES_AT_ONCE, MOST_SAMPLES - len(samples)))
+                tables, files = built.result()
                 if not tables or begun + slowest > started + self.target.sampling_limit_s:
                     break
-                samples += self._measure(tables, Path(folder))
+                # Runtimes compile for as long as it takes to build the next networks beside it.
+                built = builder.submit(self._build, Path(folder) / str(number))
+                timed.append((tables, self._timed([self.reference, anchor, *files])))
+                shutil.rmtree(files[0].parent)
                 slowest = max(slowest, time.monotonic() - begun)
-                progress(len(samples), MOST_SAMPLES)
+                progress(sum(len(tables) for tables, _ in timed), MOST_SAMPLES)
+        samples = with_ratios(timed)
         if len(samples) < LEAST_SAMPLES:
             raise UserError(
                 f"Only {len(samples)} random policies could be measured on {self.target.name} within "
@@ -107,6 +146,26 @@ class Sampler:
                 "are no more, or the machine is too busy."
             )
         return samples
+
+    def _build(self, folder: Path) -> tuple[list[np.ndarray], list[Path]]:
+        """The next policies and their files, none when there are enough."""
+        tables = self._new_tables(min(FILES_AT_ONCE, MOST_SAMPLES - len(self._drawn)))
+        folder.mkdir()
+        files = [folder / f"{index}{self.target.file_suffix}" for index in range(len(tables))]
+        for table, file in zip(tables, files, strict=True):
+            self._write(table, file)
+        return tables, files
+
+    def _write(self, table: np.ndarray, file: Path) -> None:
+        model = apply(self.space.policy(table), self.network, self.compressors)
+        # Scales fitted to noise: latency does not depend on them.
+        calibrate(model, [self._images])
+        self.target.export(model, self.network.example, file)
+
+    def _anchor(self) -> np.ndarray:
+        """Half of the channels, the fewest bits."""
+        width = self.space.column("width")
+        return self.space.at_fraction([0.5 if c == width else 0.0 for c in range(len(self.space.knobs))])
 
     def _new_tables(self, count: int) -> list[np.ndarray]:
         """Up to `count` policies that have not been drawn yet."""
@@ -118,16 +177,6 @@ class Sampler:
                 tables.append(table)
         return tables
 
-    def _measure(self, tables: Sequence[np.ndarray], folder: Path) -> list[Sample]:
-        files = [folder / f"{index}{self.target.file_suffix}" for index in range(len(tables))]
-        for table, file in zip(tables, files, strict=True):
-            model = apply(self.space.policy(table), self.network, self.compressors)
-            # Scales fitted to noise: latency does not depend on them.
-            calibrate(model, [self._images])
-            self.target.export(model, self.network.example, file)
-        timings = self._timed([self.reference, *files])
-        return [Sample(table, timing.ratio) for table, timing in zip(tables, timings[1:], strict=True)]
-
     def _timed(self, files: Sequence[Path]) -> list[Timing]:
         """Time files; again while the reference is slower than it has been, as all ratios would be off."""
         for _ in range(TRIES):
@@ -136,3 +185,12 @@ class Sampler:
             if timings[0].best <= self._best * (1.0 + DRIFT):
                 break
         return timings
+
+
+@contextmanager
+def _one_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread that computes on one core, so that the core of the measurement stays free."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as builder:
+        yield builder
+    torch.set_num_threads(threads)
