@@ -17,7 +17,7 @@ from amc.costs.latency.cost import LatencyCost
 from amc.costs.latency.features import LatencyFeatures
 from amc.costs.latency.fitting import make_predictor, sample_latencies
 from amc.costs.latency.predictor import LatencyPredictor, Sample, fit
-from amc.costs.latency.sampling import LEAST_SAMPLES, Sampler, random_table
+from amc.costs.latency.sampling import LEAST_SAMPLES, Sampler, random_table, with_ratios
 from amc.costs.latency.tensors import find_tensors
 from amc.errors import UserError
 from amc.knobs import BitsKnob, WidthKnob
@@ -298,6 +298,23 @@ class SizeTarget(Target):
         raise NotImplementedError
 
 
+def timing(*rounds: float) -> Timing:
+    return Timing(min(rounds), rounds, 1.0, True, 1)
+
+
+def test_a_slow_phase_that_spares_the_references_best_changes_no_ratio():
+    calm = ([np.zeros((1, 3))], [timing(2.0, 2.0, 2.0), timing(1.0, 1.0, 1.0), timing(0.5, 0.5, 0.5)])
+    slow = ([np.ones((1, 3))], [timing(2.0, 3.0, 3.0), timing(1.0, 1.5, 1.5), timing(0.9, 0.9, 0.9)])
+    assert slow[1][2].best / slow[1][0].best == 0.45
+    assert [sample.ratio for sample in with_ratios([calm, slow])] == pytest.approx([0.25, 0.3])
+
+
+def test_a_reference_that_alone_is_slow_in_one_measurement_changes_no_ratio():
+    calm = ([np.zeros((1, 3))], [timing(2.0), timing(1.0), timing(0.5)])
+    odd = ([np.zeros((1, 3))], [timing(2.6), timing(1.0), timing(0.5)])
+    assert [sample.ratio for sample in with_ratios([calm, odd, calm])] == pytest.approx([0.25] * 3)
+
+
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
     target = SizeTarget()
@@ -311,9 +328,10 @@ def test_sampling_measures_so_many_different_policies(reference: Path, monkeypat
     target, heard = SizeTarget(), list[tuple[int, int]]()
     sampler = Sampler(chain().network, chain(), make_compressors(chain()), target, reference)
     samples = sampler.collect(lambda done, total: heard.append((done, total)))
-    assert len(samples) == 60 == sum(target.calls) and max(target.calls) == 7
+    anchors = len(target.calls)
+    assert len(samples) == 60 == sum(target.calls) - anchors and max(target.calls) == 7
     assert len({sample.table.tobytes() for sample in samples}) == 60
-    assert heard[0] == (7, 60) and heard[-1] == (60, 60)
+    assert heard[0] == (6, 60) and heard[-1] == (60, 60)
     model = apply(chain().policy(samples[0].table), chain().network, make_compressors(chain()))
     ratio = sum(p.numel() for p in model.parameters()) / reference.stat().st_size
     assert samples[0].ratio == pytest.approx(ratio)
@@ -350,7 +368,7 @@ def test_samples_are_remembered_and_a_damaged_entry_is_not(
         samples = sample_latencies(space.network, own, compressors, target, reference, cache=kept)
         assert len(samples) == LEAST_SAMPLES
         assert make_predictor(own, target, samples).features.steps.tolist() == [4, 8]
-        return sum(target.calls)
+        return sum(target.calls) - len(target.calls)  # less the anchor of each measurement
 
     assert (measured(), measured()) == (LEAST_SAMPLES, 0)
     (file,) = kept.directory.iterdir()
