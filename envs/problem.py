@@ -180,12 +180,14 @@ def build_problem(
         device: where networks are scored; latency is always measured on the CPU target.
         target: the runtime, where it exists already; the configured one by default.
         baseline: the uncompressed network's figures, where they have been measured already.
-        progress: hears of the random policies that are measured for a latency budget, if any are.
+        progress: hears of a calibration of the target, and of the random policies that are measured for a
+            latency budget, if there are any.
 
     Raises:
         UserError: anything about the model, the data or the configuration does not fit.
     """
     target = target or get_target(config.target)
+    target.on_calibration = progress
     check_unit(config.budgets, target)
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)

@@ -24,7 +24,7 @@ class ProfileTarget:
     """Options of the calibration."""
 
     target: str = "openvino"
-    """Runtime: openvino, onnxruntime, or package.module:factory."""
+    """Runtime: openvino, onnxruntime, litert, or package.module:factory."""
     out: Path = Path()
     """Existing folder for profile_<target>.json and profile_<target>.png."""
     force: bool = False
