@@ -17,8 +17,9 @@ from amc.quantization.points import point_bits
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import Space
 
-LAYER_FEATURES = ("multiply-accumulates", "input", "output", "layer")
-"""Of a layer: MACs, elements read and written with channels rounded up to the target's step, and 1."""
+LAYER_FEATURES = 9
+"""Of a layer: MACs with input and output channels rounded up to the target's step and to twice that (four
+combinations), elements read, elements written (with both roundings), and 1."""
 
 FORMATS = 2
 """A layer runs in integers (0) or in floats (1)."""
@@ -50,7 +51,7 @@ class LatencyFeatures:
     @property
     def size(self) -> int:
         """Entries of a feature vector."""
-        return FORMATS * self._classes.shape[0] * len(LAYER_FEATURES) + self._border_size
+        return FORMATS * self._classes.shape[0] * LAYER_FEATURES + self._border_size
 
     @property
     def _border_size(self) -> int:
@@ -69,14 +70,18 @@ class LatencyFeatures:
         return np.concatenate([np.ravel(part) for part in (*by_format, *border)])
 
     def _layers(self, widths: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """`LAYER_FEATURES` of every layer, float64 [points, 4]."""
+        """The features of every layer, float64 [points, 9]."""
         geometry = self.geometry
-        inputs = _round_up(geometry.constant + geometry.matrix @ widths, step)
-        outputs = _round_up(widths, step)
-        taken = np.where(self._depthwise, 1.0, inputs)
-        macs = taken * outputs * geometry.kernel * geometry.pixels
-        read = np.where(self._depthwise, outputs, inputs) * self._in_pixels
-        return np.stack([macs, read, outputs * geometry.pixels, np.ones_like(widths)], axis=1)
+        channels = np.where(self._depthwise, widths, geometry.constant + geometry.matrix @ widths)
+        inputs = [_round_up(channels, step), _round_up(channels, 2 * step)]
+        outputs = [_round_up(widths, step), _round_up(widths, 2 * step)]
+        macs = [
+            np.where(self._depthwise, 1.0, read) * written * geometry.kernel * geometry.pixels
+            for read in inputs
+            for written in outputs
+        ]
+        elements = [read * self._in_pixels for read in inputs] + [w * geometry.pixels for w in outputs]
+        return np.stack([*macs, *elements, np.ones_like(widths)], axis=1)
 
     def _bits(self, table: np.ndarray) -> bytes:
         columns = [self.space.column("weight_bits"), self.space.column("activation_bits")]

@@ -1,7 +1,6 @@
 """Measured latencies of random legal policies: what a predictor is fitted to."""
 
 import itertools
-import math
 import shutil
 import tempfile
 import time
@@ -26,8 +25,8 @@ FILES_AT_ONCE = 6
 """As many as the measuring process keeps loaded beside reference and anchor."""
 TIMING_S = 0.7
 """Seconds of timing for so many files: more than 40 runs of each."""
-TRIES, DRIFT = 3, 0.02
-"""How often, and from which relative excess of the reference over its best, they are timed again."""
+TRIES, DRIFT = 3, 0.03
+"""How often they are timed, while anchor and reference differ by more than this from their usual ratio."""
 
 Progress = Callable[[int, int], None]
 """Called with the samples so far and the samples wanted."""
@@ -113,7 +112,7 @@ class Sampler:
         noise = torch.Generator().manual_seed(0)
         self._images = torch.randn(2, *network.example.shape[1:], generator=noise)
         self._drawn: set[bytes] = set()
-        self._best = math.inf
+        self._anchors: list[float] = []
 
     def collect(self, progress: Progress = lambda done, total: None) -> list[Sample]:
         """Measure random policies until there are enough, time is up, or there are no others.
@@ -178,11 +177,15 @@ class Sampler:
         return tables
 
     def _timed(self, files: Sequence[Path]) -> list[Timing]:
-        """Time files; again while the reference is slower than it has been, as all ratios would be off."""
+        """Time files; again where reference and anchor disagree with what they have been before.
+
+        One of the two was held up then, and nobody knows which, or how much the policies beside them were.
+        """
         for _ in range(TRIES):
             timings = self.target.measure(files, time_limit_s=TIMING_S)
-            self._best = min(self._best, timings[0].best)
-            if timings[0].best <= self._best * (1.0 + DRIFT):
+            ratio = paired_ratio(timings[1], timings[0])
+            self._anchors.append(ratio)
+            if abs(ratio / float(np.median(self._anchors)) - 1.0) <= DRIFT:
                 break
         return timings
 
