@@ -162,7 +162,7 @@ def test_time_means_nothing_where_instructions_are_counted(monkeypatch: pytest.M
 
 def test_the_predictor_knows_the_formula(problem: Problem):
     assert problem.latency is not None and problem.latency.predictor.mape < 0.02
-    assert target_of(problem).many == 6 and target_of(problem).single == 0
+    assert target_of(problem).many == 14 and target_of(problem).single == 0
 
 
 @pytest.mark.parametrize(
