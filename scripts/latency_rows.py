@@ -21,7 +21,7 @@ HEADLINES = (
     ("resnet20", "openvino", "0.2"),
     ("resnet56", "litert", "0.125"),
 )
-HEADLINE_EPOCHS, HEADLINE_PROCESSES = 12, 12
+HEADLINE_EPOCHS, HEADLINE_PROCESSES = 8, 12
 LABELS = {
     "avx512_vnni": "avx512-vnni",
     "avx_vnni": "avx-vnni",

@@ -18,7 +18,7 @@ from scripts.latency_rows import (
 )
 from scripts.latency_rows_search import Figures, Unreachable, joint_search, policy_figures, search_figures
 
-VIEWS = 4
+VIEWS = 3
 """Augmented versions of the training images in a fine-tuning."""
 SPREAD_PROCESSES = 2
 """For a point of a curve: enough to see whether its latency repeats."""
