@@ -18,6 +18,7 @@ from amc.costs.latency.sampling import Progress
 from amc.costs.symbolic import Cost, original_table, symbolic_costs
 from amc.errors import UserError
 from amc.evaluate import Evaluator
+from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network, trace
 from amc.pruning.importance import rank_channels
 from amc.pruning.reconstruction import input_moments
@@ -198,27 +199,18 @@ def build_problem(
     original = {name: cost.of(table) for name, cost in costs.items()}
     # What does not wait for a measurement is refused before the first one.
     read_budgets([text for text in config.budgets if not is_latency(text)], costs, original, space)
-    calibration = task.calibration(config.calibration_images)
-    moments = input_moments(network, calibration) if config.reconstruct else None
-    compressors: list[Compressor] = [
-        ChannelPruning(_ranking(network, task, config), knobs[0], moments),
-        UniformWeights(knobs[1]),
-        UniformActivations(knobs[2]),
-    ]
-    evaluator = Evaluator(network, space, task, compressors, dict(costs), calibration, None, device)
-    meter = latency = None
+    evaluator = _evaluator(space, knobs, task, config, dict(costs), device)
+    meter, latency = None, None
     if "latency" in config.active_costs:
         meter = LatencyMeter(network, target, original=baseline.costs["latency"] if baseline else None)
         original["latency"] = meter.original
         notes += _exporter_notes(meter)
-        if any(is_latency(text) for text in config.budgets):
-            latency = make_latency_budget(evaluator, meter, baseline.samples if baseline else (), progress)
-            costs["latency"] = latency.cost
-            notes += (latency.note,)
-        else:
-            evaluator.latency = meter
-    budgets = read_budgets(config.budgets, costs, original, space)
-    score = baseline.score if baseline else task.score(network.copy().to(device), "reward")
+    if meter and any(is_latency(text) for text in config.budgets):
+        latency = make_latency_budget(evaluator, meter, baseline.samples if baseline else (), progress)
+        costs["latency"] = latency.cost
+        notes += (latency.note,)
+    else:
+        evaluator.latency = meter
     return Problem(
         config,
         task,
@@ -227,13 +219,32 @@ def build_problem(
         target,
         costs,
         original,
-        budgets,
+        read_budgets(config.budgets, costs, original, space),
         evaluator,
-        score,
+        baseline.score if baseline else task.score(network.copy().to(device), "reward"),
         meter=meter,
         latency=latency,
         notes=notes,
     )
+
+
+def _evaluator(
+    space: Space,
+    knobs: tuple[WidthKnob, BitsKnob, BitsKnob],
+    task: Task,
+    config: ProblemConfig,
+    costs: dict[str, Cost],
+    device: str,
+) -> Evaluator:
+    """What compresses and scores policies, without any latency."""
+    network, calibration = space.network, task.calibration(config.calibration_images)
+    moments = input_moments(network, calibration) if config.reconstruct else None
+    compressors: list[Compressor] = [
+        ChannelPruning(_ranking(network, task, config), knobs[0], moments),
+        UniformWeights(knobs[1]),
+        UniformActivations(knobs[2]),
+    ]
+    return Evaluator(network, space, task, compressors, costs, calibration, None, device)
 
 
 def read_budgets(

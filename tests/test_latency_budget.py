@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import tests.test_run as runs
@@ -27,7 +26,7 @@ from envs.compression_env import CompressionEnv
 from envs.judge import Judge
 from envs.problem import Problem, build_problem
 from envs.problem_config import ProblemConfig
-from tests.test_run import InterruptAt, call, config, load, rows, same, start, tiny_model, tiny_task
+from tests.test_run import InterruptAt, call, config, load, same, start, tiny_model, tiny_task
 
 # Found by name in the module that uses it.
 _surroundings = runs._surroundings
@@ -396,40 +395,3 @@ def test_the_fastest_within_a_drop_under_a_latency_budget(tmp_path: Path):
     run.search()
     best = run.log.best()
     assert best is not None and best.latency_source == "measured" and best.feasible
-
-
-def test_report_and_tensorboard_say_what_was_measured(tmp_path: Path):
-    folder = tmp_path / "run"
-    run = begin(folder, "latency=0.4ms", evaluations=20)
-    run.search()
-    predicted = sum(row["latency_source"] == "predicted" for row in rows(folder))
-    assert 0 < predicted < 20
-    record = load_record(folder)
-    assert record.limits["latency"] == pytest.approx(run.problem.budgets[0].limit)
-    page = write_report([folder], tmp_path / "page.html")[0].read_text()
-    assert f"The latency of {predicted} of 20 policies is predicted" in page and "Hollow" in page
-    events = EventAccumulator(str(folder)).Reload()
-    assert len(events.Scalars("costs/latency")) == 20
-
-
-def test_a_report_in_the_targets_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FormulaTarget, "unit", "M instructions")
-    begin(tmp_path / "run", evaluations=4).search()
-    page = write_report([tmp_path / "run"], tmp_path / "page.html")[0].read_text()
-    assert "M\N{NO-BREAK SPACE}instructions" in page or "M instructions" in page
-    assert "\N{NO-BREAK SPACE}ms" not in page and "(ms)" not in page
-
-
-def test_dry_run_names_what_can_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert call("--budget", "latency=0.3", "--target", FAKE, "--runs", tmp_path, "--dry-run") == 0
-    words = capsys.readouterr().out
-    assert "smallest reachable latency: " in words and "Latency on formula is predicted from 42" in words
-    assert "knob activation_bits: live 8 32" in words
-    assert not list(tmp_path.glob("*/config.yaml"))
-
-
-def test_a_damaged_latency_file_is_one_sentence(tmp_path: Path):
-    begin(tmp_path / "run", evaluations=2).search()
-    (tmp_path / "run" / "latency.json").write_text('{"profile": {}}')
-    with pytest.raises(UserError, match=r"latency.json is damaged"):
-        load(tmp_path / "run")
