@@ -14,7 +14,7 @@ from amc.space import Space
 from amc.targets.base import Target
 from amc.targets.cache import JsonCache, default_cache_directory, identity
 
-SAMPLING_VERSION = 1
+SAMPLING_VERSION = 2
 """Raised whenever other policies are drawn or measured in another way; part of the cache key."""
 
 
