@@ -10,9 +10,10 @@ from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.pruning.importance import kept_channels
-from amc.pruning.reconstruction import InputMoments, reconstruct
-from amc.quantization.modules import ActivationQuantizer, UniformWeightQuantizer, with_quantized_weight
+from amc.pruning.reconstruction import Reconstruction
+from amc.quantization.modules import ActivationQuantizer, with_quantized_weight
 from amc.quantization.points import point_bits
+from amc.quantization.registry import UNIFORM, activation_quantizer, weight_quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.slicing import apply_slices, kept_positions
 from amc.space import Knob, check_policy
@@ -39,7 +40,10 @@ class Compressor(Protocol):
     knobs: tuple[Knob, ...]
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
-        """Carry out the policy's decisions in `model`, a copy of the network, in place."""
+        """Carry out the policy's decisions in `model`, a copy of the network, in place.
+
+        The network lacks the residual blocks that the policy leaves out.
+        """
 
 
 def apply(policy: CompressionPolicy, network: Network, compressors: Sequence[Compressor]) -> fx.GraphModule:
@@ -51,6 +55,7 @@ def apply(policy: CompressionPolicy, network: Network, compressors: Sequence[Com
         UserError: the policy does not belong to this network.
     """
     check_policy(policy, network)
+    network = network.without(policy.removed)
     model = network.copy()
     for compressor in sorted(compressors, key=lambda compressor: compressor.phase):
         compressor.apply(model, network, policy)
@@ -63,8 +68,7 @@ class ChannelPruning:
     Args:
         ranking: group name to its channels, most important first (`importance.rank_channels`).
         knob: legal widths.
-        moments: input moments of the original (`reconstruction.input_moments`), for least-squares
-            reconstruction of the layers that lose inputs; None leaves their weights as they are.
+        reconstruction: refits the layers that lose inputs; None leaves their weights as they are.
     """
 
     phase = Phase.STRUCTURE
@@ -73,10 +77,10 @@ class ChannelPruning:
         self,
         ranking: Mapping[str, Tensor],
         knob: WidthKnob | None = None,
-        moments: Mapping[str, InputMoments] | None = None,
+        reconstruction: Reconstruction | None = None,
     ):
         self.ranking = dict(ranking)
-        self.moments = moments
+        self.reconstruction = reconstruction
         self.knobs: tuple[Knob, ...] = (knob or WidthKnob(),)
 
     def kept(self, network: Network, policy: CompressionPolicy) -> dict[str, Tensor]:
@@ -88,17 +92,23 @@ class ChannelPruning:
         """Slice every module that a pruned group reaches, and refit what lost inputs."""
         positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
         apply_slices(model, positions)
-        if self.moments is not None:
-            reconstruct(model, network, self.moments, positions)
+        if self.reconstruction is not None:
+            self.reconstruction(model, network, positions)
 
 
-class UniformWeights:
-    """Uniform symmetric weight codes, one scale a channel (`amc.quantization.uniform`)."""
+class WeightQuantization:
+    """Quantized weights.
+
+    Args:
+        knob: legal bits.
+        quantizer: name of a weight quantizer (`amc.quantization.registry`).
+    """
 
     phase = Phase.WEIGHTS
 
-    def __init__(self, knob: BitsKnob):
+    def __init__(self, knob: BitsKnob, quantizer: str = UNIFORM):
         self.knobs: tuple[Knob, ...] = (knob,)
+        self.quantizer = weight_quantizer(quantizer)
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Put a fitted quantizer in front of the weight of every quantized layer."""
@@ -106,20 +116,31 @@ class UniformWeights:
             layer = model.get_submodule(name)
             if bits == NOT_QUANTIZED or not isinstance(layer, nn.Conv2d | nn.Linear):
                 continue
-            quantizer = UniformWeightQuantizer(bits, layer.weight.shape[0])
-            quantizer.fit(layer.weight)
-            model.set_submodule(name, with_quantized_weight(layer, quantizer))
+            if self.quantizer.pays(layer.weight, bits):
+                fitted = self.quantizer.fitted(layer.weight, bits)
+                model.set_submodule(name, with_quantized_weight(layer, fitted))
 
 
-class UniformActivations:
-    """Unsigned activation codes, one scale and zero point a tensor."""
+class ActivationQuantization:
+    """Quantized inputs of layers.
+
+    What sums and pools read is stored in the 8-bit codes of runtimes whatever the quantizer of the layers.
+
+    Args:
+        knob: legal bits.
+        quantizer: name of an activation quantizer (`amc.quantization.registry`).
+    """
 
     phase = Phase.ACTIVATIONS
 
-    def __init__(self, knob: BitsKnob):
+    def __init__(self, knob: BitsKnob, quantizer: str = UNIFORM):
         self.knobs: tuple[Knob, ...] = (knob,)
+        self.quantizer = activation_quantizer(quantizer)
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Switch on the quantization points; the next forward pass fits their ranges."""
-        for name, bits in point_bits(network.points, policy.values("activation_bits")).items():
-            model.set_submodule(name, ActivationQuantizer(bits))
+        bits = point_bits(network.points, policy.values("activation_bits"))
+        for point in network.points:
+            stored = point.role == "storage" and not self.quantizer.integer_codes
+            kind = ActivationQuantizer if stored else self.quantizer
+            model.set_submodule(point.name, kind(bits[point.name]))

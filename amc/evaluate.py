@@ -1,5 +1,6 @@
 """From a policy to its measured outcome: compress, calibrate, score, cost; each policy once."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,11 @@ from torch import Tensor, fx
 
 from amc.compress import ChannelPruning, Compressor, apply
 from amc.costs.symbolic import Cost
+from amc.inference import fold_norms, inference_form, take_calibration
 from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.recovery.bias import correct_biases, output_means
+from amc.recovery.brief_tuning import BriefTuning
 from amc.recovery.calibrate import calibrate, has_norms
 from amc.slicing import kept_positions
 from amc.space import Space
@@ -71,6 +74,7 @@ class Evaluator:
 
     Attributes:
         predict_latency: from a policy's table to the latency expected of it, where nothing is measured.
+        tuning: trains each network a little before it is scored, where the search asks for it.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Evaluator:
         self.device = torch.device(device)
         self.calibration = [batch.to(self.device) for batch in calibration]
         self.predict_latency: Callable[[np.ndarray], float] | None = None
+        self.tuning: BriefTuning | None = None
         self._known: dict[str, Evaluation] = {}
         self._wanted: dict[str, Tensor] | None = None
 
@@ -102,34 +107,82 @@ class Evaluator:
         Raises:
             UserError: the policy does not belong to this network.
         """
+        return self._calibrated(policy)[0]
+
+    def _calibrated(self, policy: CompressionPolicy) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The policy's network, and the same in the form that is scored."""
         model = apply(policy, self.network, self.compressors).to(self.device)
-        calibrate(model, self.calibration)
-        if not has_norms(model) and self.calibration:
+        fast = inference_form(model)
+        calibrate(fast, self.calibration)
+        take_calibration(model, fast)
+        if has_norms(model):
+            fold_norms(fast)
+        elif self.calibration:
             correct_biases(model, self._wanted_means(policy), self.calibration[:1])
-        return model
+            fast = inference_form(model)
+        return model, fast
 
     def costs_of(self, policy: CompressionPolicy) -> dict[str, float]:
         """Every closed-form cost of a policy."""
         table = self.space.table(policy)
         return {name: cost.of(table) for name, cost in self.costs.items()}
 
-    def _evaluate(self, policy: CompressionPolicy) -> Evaluation:
-        digest = policy.digest()
-        if digest in self._known:
-            return replace(self._known[digest], seconds=0.0, cached=True)
+    def alone(self) -> "Evaluator":
+        """A new evaluator of the same policies for another process: no costs, nothing remembered.
+
+        Of the data it holds the reward split only.
+        """
+        task, data = copy.copy(self.task), self.task.data
+        data.normalised("reward")  # once here instead of in every process
+        one = data.reward.take(torch.arange(1))
+        kept = {key: images for key, images in data._normalised.items() if key[0] == "reward"}
+        task.data = replace(data, train=one, test=one, _normalised=kept)
+        other = Evaluator(
+            self.network, self.space, task, self.compressors, {}, self.calibration, None, str(self.device)
+        )
+        other.tuning = self.tuning
+        return other
+
+    def remembered(self, policy: CompressionPolicy) -> Evaluation | None:
+        """The evaluation of a policy that was executed before, at no cost."""
+        known = self._known.get(policy.digest())
+        return None if known is None else replace(known, seconds=0.0, cached=True)
+
+    def complete(
+        self, policy: CompressionPolicy, score: float, seconds: float, model: fx.GraphModule | None = None
+    ) -> Evaluation:
+        """Add the costs to a policy's score, and remember the evaluation.
+
+        Args:
+            policy: what was scored.
+            score: on the reward split.
+            seconds: that scoring took.
+            model: its network, `compressed(policy)`; made again where a latency is measured on it.
+        """
         start = time.perf_counter()
-        model = self.compressed(policy)
-        score = self.task.score(model, "reward")
         costs, source = self.costs_of(policy), ""
         if self.latency is not None:
-            timing = self.latency.timing(policy, model)
+            timing = self.latency.timing(policy, self.compressed(policy) if model is None else model)
             costs["latency"] = timing.ratio * self.latency.original
             source = "measured" if timing.reliable else "unreliable"
         elif self.predict_latency is not None:
             costs["latency"], source = self.predict_latency(self.space.table(policy)), "predicted"
-        seconds = time.perf_counter() - start
-        self._known[digest] = Evaluation(policy, score, costs, seconds, latency_source=source)
-        return self._known[digest]
+        seconds += time.perf_counter() - start
+        evaluation = Evaluation(policy, score, costs, seconds, latency_source=source)
+        self._known[policy.digest()] = evaluation
+        return evaluation
+
+    def _evaluate(self, policy: CompressionPolicy) -> Evaluation:
+        known = self.remembered(policy)
+        if known is not None:
+            return known
+        start = time.perf_counter()
+        model, fast = self._calibrated(policy)
+        if self.tuning is not None:
+            self.tuning(model)
+            fast = inference_form(model)
+        score = self.task.score(fast, "reward")
+        return self.complete(policy, score, time.perf_counter() - start, model)
 
     def _wanted_means(self, policy: CompressionPolicy) -> dict[str, Tensor]:
         """The original's mean outputs at the channels that a policy keeps; layer path to [kept channels]."""

@@ -5,7 +5,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from amc.errors import UserError
-from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.quantization.protocol import PointQuantizer
 
 
 class ChannelPad(nn.Conv2d):
@@ -23,7 +24,18 @@ class ChannelPad(nn.Conv2d):
         self.weight.data[rows + before, rows] = 1.0
 
 
-LEAVES = (ActivationQuantizer, QuantizedConv2d, QuantizedLinear, ChannelPad)
+class FixedStage(nn.Module):
+    """A stage without anything to train or to compress: one node of the graph, whose MACs count all the same.
+
+    What its subclasses compute follows from the shape of their input.
+    """
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-accumulates for one input of a batch of this shape [N, ...]."""
+        raise NotImplementedError
+
+
+LEAVES = (PointQuantizer, QuantizedConv2d, QuantizedLinear, ChannelPad, FixedStage)
 
 
 class _Tracer(fx.Tracer):

@@ -1,7 +1,7 @@
 """The knobs of channel pruning and of uniform quantization."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -57,6 +57,37 @@ class WidthKnob:
         return (0.0, *middles)
 
 
+class BlockKnob:
+    """Whether a residual block stays; decided at its first layer, before anything else about the block.
+
+    Args:
+        network: tells which blocks can be left out.
+        reference: names of the blocks that the reference policy keeps; all by default.
+    """
+
+    name = "block"
+    implied_by: tuple[str, Mapping[int, int]] | None = None
+    reference_is_fixed = False
+
+    def __init__(self, network: Network, reference: Collection[str] | None = None):
+        self.blocks = frozenset(block.name for block in network.blocks)
+        self.reference = self.blocks if reference is None else frozenset(reference)
+
+    def values(self, point: DecisionPoint, partial: Partial | None) -> tuple[int, ...]:
+        """Left out or kept; at points that begin no such block there is no choice."""
+        return (0, 1) if point.name in self.blocks else (1,)
+
+    def decided_at(self, point: DecisionPoint) -> str:
+        """The point itself."""
+        return point.name
+
+    def thresholds(self, point: DecisionPoint) -> tuple[float, ...]:
+        """The reference policy keeps its blocks at every fraction."""
+        if point.name not in self.blocks:
+            return (0.0,)
+        return (0.0, 0.0 if point.name in self.reference else math.inf)
+
+
 class BitsKnob:
     """Bit width of a layer's weights or of the tensor that it reads.
 
@@ -67,6 +98,7 @@ class BitsKnob:
         reference: the reference policy's bits, where they are not a matter of the budget.
         implied_by: another knob whose bits decide these, and how: for latency only a layer with quantized
             weights *and* inputs is faster, so one decision serves both.
+        floats: layers whose weights or inputs are never quantized.
     """
 
     def __init__(
@@ -76,6 +108,7 @@ class BitsKnob:
         choices: Sequence[int],
         reference: int | None = None,
         implied_by: tuple[str, Mapping[int, int]] | None = None,
+        floats: Collection[str] = (),
     ):
         unknown = sorted(set(choices) - set(BITS))
         if unknown or not choices:
@@ -83,6 +116,7 @@ class BitsKnob:
         self.name = name
         self.choices = tuple(sorted(set(choices)))
         self.reference, self.implied_by = reference, implied_by
+        self.floats = frozenset(floats)
         self._network = network
 
     @property
@@ -97,7 +131,7 @@ class BitsKnob:
 
     def values(self, point: DecisionPoint, partial: Partial | None) -> tuple[int, ...]:
         """The choices, fewest bits first."""
-        return self.choices
+        return (NOT_QUANTIZED,) if self.decided_at(point) in self.floats else self.choices
 
     def decided_at(self, point: DecisionPoint) -> str:
         """For activations the first layer that reads the same tensor; for weights the layer itself."""
@@ -107,6 +141,8 @@ class BitsKnob:
 
     def thresholds(self, point: DecisionPoint) -> tuple[float, ...]:
         """Every choice owns an equal interval, unless the reference policy's bits are fixed."""
+        if self.decided_at(point) in self.floats:
+            return (0.0,)
         if self.reference is not None:
             return tuple(0.0 if bits <= self.reference else math.inf for bits in self.choices)
         return tuple(rank / len(self.choices) for rank in range(len(self.choices)))

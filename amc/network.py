@@ -1,19 +1,21 @@
 """`Network`: a traced module with its layers, channel groups and quantization points."""
 
+import copy
 import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from amc.blocks import ResidualBlock, cut_blocks, find_blocks
 from amc.errors import UserError
-from amc.graph import ChannelPad, module_of, propagate_shapes, shape_of, trace_graph
+from amc.graph import ChannelPad, FixedStage, module_of, propagate_shapes, shape_of, trace_graph
 from amc.groups import COMPRESSIBLE, NORMS, Group, find_groups, is_depthwise
 from amc.proof import prove_groups
 from amc.quantization.points import QuantizationPoint, insert_points
@@ -76,6 +78,7 @@ class Network:
         groups: channel groups, in the order in which the walk meets them.
         points: quantization points in execution order.
         example: the example input it was traced with.
+        blocks: residual blocks that can be left out, in execution order.
     """
 
     module: fx.GraphModule
@@ -83,6 +86,7 @@ class Network:
     groups: tuple[Group, ...]
     points: tuple[QuantizationPoint, ...]
     example: Tensor
+    blocks: tuple[ResidualBlock, ...] = ()
 
     def copy(self) -> fx.GraphModule:
         """A copy of the traced module that may be changed freely."""
@@ -108,14 +112,37 @@ class Network:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all layers for one input."""
-        return sum(layer.macs for layer in self.layers)
+        """Multiply-accumulates of all layers and fixed stages for one input."""
+        return sum(layer.macs for layer in self.layers) + self.fixed_macs
+
+    @cached_property
+    def fixed_macs(self) -> int:
+        """Multiply-accumulates of stages that no policy changes, for one input."""
+        stages = ((module_of(node), node) for node in self.module.graph.nodes)
+        return sum(m.macs(shape_of(n.all_input_nodes[0])) for m, n in stages if isinstance(m, FixedStage))
 
     @cached_property
     def fingerprint(self) -> str:
         """A short name of the architecture (layers and their shapes, not the weights)."""
         rows = [[v.name, v.kind, v.in_channels, v.out_channels, v.kernel, v.out_size] for v in self.layers]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def without(self, names: Iterable[str]) -> "Network":
+        """The network that is left without some of its residual blocks; shares its modules.
+
+        Args:
+            names: of blocks.
+        """
+        wanted = frozenset(names)
+        if not wanted:
+            return self
+        if wanted not in self._reduced:
+            self._reduced[wanted] = _cut(self, [block for block in self.blocks if block.name in wanted])
+        return self._reduced[wanted]
+
+    @cached_property
+    def _reduced(self) -> dict[frozenset[str], "Network"]:
+        return {}
 
     def frozen_reasons(self) -> dict[str, str]:
         """Group name to the reason why it is not pruned, for those that are not."""
@@ -148,7 +175,48 @@ def trace(model: nn.Module, example: Tensor, freeze: Sequence[str] = ()) -> Netw
     tensors = {layer: point.name for point in points for layer in point.layers if point.role != "narrow"}
     layers = tuple(_to_layer(graph, node, tensors[str(node.target)]) for node in nodes)
     graph.graph.lint()
-    return Network(graph, layers, tuple(groups), points, example)
+    return Network(graph, layers, tuple(groups), points, example, find_blocks(graph, names))
+
+
+def _cut(network: Network, blocks: Sequence[ResidualBlock]) -> Network:
+    graph = copy.deepcopy(network.module.graph)
+    replaced = cut_blocks(graph, blocks, network.module)
+    module = fx.GraphModule(network.module, graph, type(network.module).__name__)
+    module.eval()
+    left = {name for name, _ in module.named_modules()}
+    groups = (
+        replace(group, members=tuple(member for member in group.members if member.module in left))
+        for group in network.groups
+    )
+    return Network(
+        module,
+        tuple(layer for layer in network.layers if layer.name in left),
+        tuple(group for group in groups if group.members),
+        _points_left(network.points, left, replaced),
+        network.example,
+        tuple(block for block in network.blocks if block.name in left),
+    )
+
+
+def _points_left(
+    points: Iterable[QuantizationPoint], left: set[str], replaced: Mapping[str, str]
+) -> tuple[QuantizationPoint, ...]:
+    """The points whose modules are left, which follow what stands in the place of those that are not."""
+
+    def now(name: str) -> str:
+        while name in replaced:
+            name = replaced[name]
+        return name
+
+    return tuple(
+        replace(
+            point,
+            layers=tuple(layer for layer in point.layers if layer in left),
+            follows=tuple(dict.fromkeys(now(name) for name in point.follows if now(name) in left)),
+        )
+        for point in points
+        if point.name in left
+    )
 
 
 def check_finite(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ import safetensors
 import torch
 from torch import Tensor, fx
 
-from amc.compress import ChannelPruning, Compressor, UniformActivations, UniformWeights, apply
+from amc.compress import ActivationQuantization, ChannelPruning, Compressor, WeightQuantization, apply
 from amc.errors import UserError
 from amc.knobs import BITS, BitsKnob
 from amc.models import build_model
@@ -30,7 +30,8 @@ from amc.network import Network, trace
 from amc.package_tensors import fill, flat_parts, pack_kept, unpack_kept
 from amc.plugins import one_line
 from amc.policy import CompressionPolicy
-from amc.quantization.modules import ActivationQuantizer
+from amc.quantization.protocol import PointQuantizer
+from amc.quantization.registry import QuantizerNames, quantizers_of
 from amc.space import check_policy
 
 MODEL_FILE, POLICY_FILE = "model.safetensors", "policy.json"
@@ -107,7 +108,7 @@ def save_package(folder: Path, package: Package, network: Network) -> Path:
     Raises:
         UserError: the network is not calibrated yet, or the folder cannot be written to.
     """
-    points = [m for m in package.module.modules() if isinstance(m, ActivationQuantizer) and m.enabled]
+    points = [m for m in package.module.modules() if isinstance(m, PointQuantizer) and m.enabled]
     if any(point.calibrating for point in points):
         raise UserError("A quantization point has no scale yet: run calibration images through the network.")
     try:
@@ -122,6 +123,7 @@ def save_package(folder: Path, package: Package, network: Network) -> Path:
         "network": network.fingerprint,
         "architecture": asdict(package.architecture),
         "groups": [name for name in package.kept],
+        "quantizers": asdict(quantizers_of(package.module)),
         "policy": package.policy.to_json(),
     }
     text = {"amc": FORMAT, "version": str(VERSION), "package": json.dumps(header, separators=(",", ":"))}
@@ -147,6 +149,7 @@ def load_package(path: Path, network: Network | None = None) -> Package:
         said = header["architecture"]
         architecture = Architecture(**{**said, "shape": tuple(said["shape"])})
         groups, fingerprint = [str(name) for name in header["groups"]], header["network"]
+        quantizers = QuantizerNames(**header.get("quantizers", {}))  # uniform before there were others
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)} in its header.") from error
     policy = CompressionPolicy.from_json(header.get("policy"), f"the policy in {path}")
@@ -161,13 +164,15 @@ def load_package(path: Path, network: Network | None = None) -> Package:
     wrong = [name for name, left in kept.items() if len(left) != policy[name].values.get("width", len(left))]
     if wrong:
         raise UserError(f"{path} is damaged: its channels of {wrong[0]} are not as many as its policy keeps.")
-    module = _rebuild(policy, kept, network)
+    module = _rebuild(policy, kept, network, quantizers)
     package = Package(module, policy, kept, architecture)
     fill(module, tensors, path)
     return package
 
 
-def _rebuild(policy: CompressionPolicy, kept: Mapping[str, Tensor], network: Network) -> fx.GraphModule:
+def _rebuild(
+    policy: CompressionPolicy, kept: Mapping[str, Tensor], network: Network, quantizers: QuantizerNames
+) -> fx.GraphModule:
     """The compressed network with numbers that do not matter yet.
 
     A ranking that names the kept channels and no others leaves exactly these.
@@ -177,12 +182,12 @@ def _rebuild(policy: CompressionPolicy, kept: Mapping[str, Tensor], network: Net
         network,
         (
             ChannelPruning(kept),
-            UniformWeights(BitsKnob("weight_bits", network, BITS)),
-            UniformActivations(BitsKnob("activation_bits", network, BITS)),
+            WeightQuantization(BitsKnob("weight_bits", network, BITS), quantizers.weights),
+            ActivationQuantization(BitsKnob("activation_bits", network, BITS), quantizers.activations),
         ),
     )
     for point in module.modules():
-        if isinstance(point, ActivationQuantizer):
+        if isinstance(point, PointQuantizer):
             point.calibrating = False
     return module.eval()
 

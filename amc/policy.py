@@ -18,6 +18,8 @@ from amc.files import read_json, write_json
 FORMAT, VERSION = "amc-policy", 1
 ORIGINAL_OPERATOR = "original"
 """The operator of a layer that stays the Conv2d or Linear it was."""
+REMOVED = "removed"
+"""The operator of a layer that is left out with the whole residual block it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class LayerDecision:
 
     Attributes:
         point: name of the decision point, the layer's path in the network's module tree.
-        operator: what replaces the layer; "original" keeps it.
+        operator: what replaces the layer; "original" keeps it, "removed" leaves it out.
         values: knob name to executed integer: `width` (output channels kept), `weight_bits` and
             `activation_bits` (2 to 8, or 32 for not quantized).
     """
@@ -58,6 +60,11 @@ class CompressionPolicy:
     def values(self, knob: str) -> dict[str, int]:
         """Point name to executed value of one knob, for the points that have it."""
         return {d.point: d.values[knob] for d in self.decisions if knob in d.values}
+
+    @cached_property
+    def removed(self) -> frozenset[str]:
+        """Points of the layers that are left out."""
+        return frozenset(d.point for d in self.decisions if d.operator == REMOVED)
 
     def digest(self) -> str:
         """A short name of the executed policy: equal decisions, equal digest. The evaluation cache's key."""

@@ -8,6 +8,7 @@ from amc.costs.budget import Budget
 from amc.space import Partial, Space
 
 BISECTIONS = 16
+SHAPE = frozenset({"block", "width"})
 
 
 def complete_uniformly(
@@ -35,8 +36,8 @@ def complete_uniformly(
         fractions = [keep if column == width else rest for column in range(len(space.knobs))]
         return partial.filled(space.at_fraction(fractions))
 
-    shape_only = [budget for budget in budgets if budget.cost.knobs == {"width"}]
-    others = [budget for budget in budgets if budget.cost.knobs != {"width"}]
+    shape_only = [budget for budget in budgets if budget.cost.knobs <= SHAPE]
+    others = [budget for budget in budgets if not budget.cost.knobs <= SHAPE]
     bounded = any("width" in budget.cost.knobs for budget in budgets)
     most = 1.0 if bounded else unbounded
     keep = _largest_fraction(lambda f: _fits(shape_only, table(f, 1.0)), most)

@@ -4,7 +4,7 @@ A complete choice is an integer table [points, knobs]; a policy in the making is
 arrays, because the environment looks ahead hundreds of times in an episode.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -14,8 +14,11 @@ import numpy as np
 from amc.errors import UserError
 from amc.groups import Group
 from amc.network import Layer, Network
-from amc.policy import ORIGINAL_OPERATOR, CompressionPolicy, LayerDecision
+from amc.policy import ORIGINAL_OPERATOR, REMOVED, CompressionPolicy, LayerDecision
 from amc.quantization.uniform import NOT_QUANTIZED
+
+LEFT_OUT, KEPT = 0, 1
+"""Values of the knob "block", which says whether a residual block stays."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,13 @@ class Space:
         for _, column, _ in self._implied:
             self.decider[:, column] = -1
             self._same_values[:, column] = np.arange(len(self.points))
+        self._block_column = self._column.get("block")
+        self._block_rows = np.array([self._row[b.name] for b in network.blocks], dtype=int)
+        self._closed = {self._row[b.name]: self._closed_without(b.layers) for b in network.blocks}
+
+    def __reduce__(self) -> tuple[type["Space"], tuple[Network, tuple[Knob, ...]]]:
+        """Another process builds its own tables: what is remembered here cannot be sent."""
+        return Space, (self.network, self.knobs)
 
     def column(self, knob: str) -> int:
         """Column of a knob in every table."""
@@ -136,7 +146,25 @@ class Space:
             if source == column:
                 values[tied, implied] = meaning[value]
                 decided[tied, implied] = True
+        if column == self._block_column and value == LEFT_OUT:
+            # One way to write what means nothing any more: equal networks, equal tables.
+            closed = self._closed[row] & ~decided
+            values, decided = np.where(closed, self.smallest, values), decided | closed
         return Partial(values, decided)
+
+    def left_out(self, table: np.ndarray) -> list[str]:
+        """Names of the residual blocks that a complete table leaves out."""
+        if self._block_column is None:
+            return []
+        gone = table[self._block_rows, self._block_column] == LEFT_OUT
+        return [self.network.blocks[index].name for index in np.flatnonzero(gone)]
+
+    def _closed_without(self, layers: Sequence[str]) -> np.ndarray:
+        """The entries that concern nothing but these layers; bool [points, knobs]."""
+        inside = np.array([point.name in layers for point in self.points])
+        tied = self._same_values[:, None, :] == self._same_values[None, :, :]  # [points, points, knobs]
+        shared = (tied & ~inside[None, :, None]).any(axis=1)
+        return inside[:, None] & ~shared
 
     def at_fraction(self, fractions: Sequence[float]) -> np.ndarray:
         """The table with each knob at one common fraction of its range; `fractions` has one a knob."""
@@ -149,21 +177,29 @@ class Space:
         return own[self._same_values[:, column]].astype(np.int64)
 
     def original(self) -> np.ndarray:
-        """The table of the uncompressed network: all channels, nothing quantized."""
+        """The table of the uncompressed network: all channels and weights, nothing quantized."""
         table = np.full_like(self.largest, NOT_QUANTIZED)
-        table[:, self.column("width")] = self.largest[:, self.column("width")]
+        if self._block_column is not None:
+            table[:, self._block_column] = KEPT
+        for name in ("width", "density"):
+            if name in self._column:
+                table[:, self.column(name)] = self.largest[:, self.column(name)]
         return table
 
     def policy(self, values: np.ndarray) -> CompressionPolicy:
         """The policy of a complete table."""
-        decisions = tuple(
-            LayerDecision(
+        names = self.left_out(values)
+        gone = {layer for b in self.network.blocks if b.name in names for layer in b.layers}
+        decisions = (
+            LayerDecision(point.name, operator=REMOVED)
+            if point.name in gone
+            else LayerDecision(
                 point.name,
-                {knob.name: int(value) for knob, value in zip(self.knobs, row, strict=True)},
+                {k.name: int(v) for k, v in zip(self.knobs, row, strict=True) if k.name != "block"},
             )
             for point, row in zip(self.points, values, strict=True)
         )
-        return CompressionPolicy(self.network.fingerprint, decisions)
+        return CompressionPolicy(self.network.fingerprint, tuple(decisions))
 
     def table(self, policy: CompressionPolicy) -> np.ndarray:
         """The table of a policy; where it does not mention a knob, nothing is compressed.
@@ -176,6 +212,20 @@ class Space:
         for row, point in enumerate(self.points):
             for column, knob in enumerate(self.knobs):
                 table[row, column] = policy[point.name].values.get(knob.name, table[row, column])
+        return self._without(table, policy.removed)
+
+    def _without(self, table: np.ndarray, removed: Collection[str]) -> np.ndarray:
+        """The table of a policy that leaves layers out, which says nothing else about them."""
+        for block in self.network.blocks if removed else ():
+            if block.name not in removed:
+                continue
+            if self._block_column is None:
+                raise UserError(f"The policy leaves out {block.name}, which needs --drop-blocks.")
+            table = np.where(self._closed[self._row[block.name]], self.smallest, table)
+        gone = np.array([point.name in removed for point in self.points])
+        for column, deciders in enumerate(self._same_values.T):
+            elsewhere = gone & ~gone[deciders]
+            table[elsewhere, column] = table[deciders[elsewhere], column]
         return table
 
 
@@ -202,6 +252,12 @@ def check_policy(policy: CompressionPolicy, network: Network) -> None:
         raise UserError(f"The policy must decide every layer once, which fails at {', '.join(unequal)}.")
     for layer in network.layers:
         _check_decision(policy[layer.name], layer, network)
+    whole = {layer for b in network.blocks if b.name in policy.removed for layer in b.layers}
+    if whole != policy.removed:
+        raise UserError(
+            f"The policy leaves out {', '.join(sorted(policy.removed ^ whole))}; layers can go only with all "
+            "others of their residual block."
+        )
     _check_shared(policy, "width", [group.producers() for group in network.groups if not group.frozen])
     readers: dict[str, list[str]] = {}
     for layer in network.layers:
@@ -220,6 +276,8 @@ def _check_shared(policy: CompressionPolicy, knob: str, sets: Iterable[Sequence[
 
 
 def _check_decision(decision: LayerDecision, layer: Layer, network: Network) -> None:
+    if decision.operator == REMOVED:
+        return
     if decision.operator != ORIGINAL_OPERATOR:
         raise UserError(f"The policy replaces {layer.name} by {decision.operator!r}, which is unknown here.")
     width = decision.values.get("width", layer.out_channels)
@@ -232,3 +290,5 @@ def _check_decision(decision: LayerDecision, layer: Layer, network: Network) -> 
         bits = decision.values.get(name, 32)
         if bits != 32 and not 2 <= bits <= 8:
             raise UserError(f"The policy gives {layer.name} {name} = {bits}; legal are 2 to 8, or 32.")
+    if not 1 <= (density := decision.values.get("density", 100)) <= 100:
+        raise UserError(f"The policy keeps {density} % of the weights in {layer.name}; legal are 1 to 100.")

@@ -4,6 +4,7 @@ from collections.abc import Set
 
 from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
+from amc.quantization.registry import activation_quantizer, weight_quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.targets import Target
 from envs.problem_config import ProblemConfig
@@ -23,14 +24,17 @@ def make_knobs(
     weights, activations, notes = choose_bits(config, target)
     latency = "latency" in config.active_costs
     multiple = config.width_multiple or (target.width_multiple if latency else 1)
+    floats = _ends(network) if config.ends_stay_float else ()
     implied = None
     if latency and not config.fractional and _pairs(weights) and _pairs(activations):
         meaning = dict(zip(sorted(activations), sorted(weights), strict=True))
         implied = ("activation_bits", meaning)
     knobs = (
         WidthKnob(multiple, config.min_channels, config.min_keep),
-        BitsKnob("weight_bits", network, weights, min(weights) if latency else None, implied),
-        BitsKnob("activation_bits", network, activations, min(activations) if latency else None),
+        BitsKnob("weight_bits", network, weights, min(weights) if latency else None, implied, floats),
+        BitsKnob(
+            "activation_bits", network, activations, min(activations) if latency else None, floats=floats
+        ),
     )
     return knobs, notes
 
@@ -45,8 +49,9 @@ def choose_bits(config: ProblemConfig, target: Target) -> tuple[Bits, Bits, tupl
     latency = "latency" in config.active_costs
     quantizes = config.fractional or latency or any(bits < NOT_QUANTIZED for bits in config.weight_bits)
     # Asking makes the target run a small network, unless it remembers: only where weights are quantized.
-    exact = target.weight_bits_exact if quantizes else 8
-    notes = _overflow_notes(config, target, exact)
+    in_integers = weight_quantizer(config.weight_quantizer).integer_codes
+    exact = target.weight_bits_exact if quantizes and in_integers else 8
+    notes = _overflow_notes(config, target, exact) + _quantizer_notes(config)
     weights: Bits = (NOT_QUANTIZED,)
     activations: Bits = (NOT_QUANTIZED,)
     if config.fractional:
@@ -60,6 +65,12 @@ def choose_bits(config: ProblemConfig, target: Target) -> tuple[Bits, Bits, tupl
         notes += (_speed_note(config, target, {*weights, *activations}, {*kept[0], *kept[1]}),)
         weights, activations = kept
     return weights, activations, notes
+
+
+def _ends(network: Network) -> tuple[str, ...]:
+    """The first layer and the last linear one."""
+    linear = [layer.name for layer in network.layers if layer.kind == "linear"]
+    return (network.layers[0].name, *linear[-1:])
 
 
 def _that_pay_off(bits: Bits, target: Target) -> Bits:
@@ -86,6 +97,23 @@ def _speed_note(config: ProblemConfig, target: Target, asked_for: Set[int], kept
         f"Fewer than 8 bits bring nothing on {target.name}{asked}: a layer runs in 8-bit integers or in "
         f"floats, with channels in steps of {config.width_multiple or target.width_multiple}."
     )
+
+
+def _quantizer_notes(config: ProblemConfig) -> tuple[str, ...]:
+    notes: tuple[str, ...] = ()
+    if not weight_quantizer(config.weight_quantizer).integer_codes:
+        notes += (
+            f"No runtime computes with {config.weight_quantizer} codes: exported networks hold the values of "
+            "quantized weights as floats.",
+        )
+    if not activation_quantizer(config.activation_quantizer).integer_codes:
+        notes += (
+            f"No runtime computes with {config.activation_quantizer} codes: exported networks do not "
+            "quantize the inputs of layers.",
+        )
+    if config.ends_stay_float:
+        notes += ("The first layer and the last linear one stay in full precision.",)
+    return notes
 
 
 def _overflow_notes(config: ProblemConfig, target: Target, exact: int) -> tuple[str, ...]:

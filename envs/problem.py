@@ -11,17 +11,21 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from amc.compress import ChannelPruning, Compressor, UniformActivations, UniformWeights
+from amc.compress import ActivationQuantization, ChannelPruning, Compressor, WeightQuantization
 from amc.costs.budget import Budget, check_reachable, parse_budget
 from amc.costs.latency.predictor import Sample
 from amc.costs.latency.sampling import Progress
 from amc.costs.symbolic import Cost, original_table, symbolic_costs
 from amc.errors import UserError
 from amc.evaluate import Evaluator
-from amc.knobs import BitsKnob, WidthKnob
+from amc.knobs import BitsKnob, BlockKnob, WidthKnob
 from amc.network import Network, trace
+from amc.pruning.asymmetric import AsymmetricReconstruction
+from amc.pruning.block_importance import deepest_blocks
+from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
 from amc.pruning.importance import rank_channels
-from amc.pruning.reconstruction import input_moments
+from amc.pruning.reconstruction import Reconstruction, SymmetricReconstruction, input_moments
+from amc.recovery.brief_tuning import BriefTuning
 from amc.space import Space
 from amc.targets import Target, get_target
 from amc.targets.meter import LatencyMeter
@@ -156,11 +160,10 @@ class Problem:
 
     def _live_under(self, budgets: Sequence[Budget]) -> frozenset[str]:
         live: frozenset[str] = frozenset[str]().union(*(budget.cost.knobs for budget in budgets))
-        if self.config.goal == "accuracy":
-            return live
-        if self.config.minimize == "latency":
-            return frozenset(knob.name for knob in self.space.knobs)
-        return live | self.costs[self.config.minimize].knobs
+        known = frozenset(knob.name for knob in self.space.knobs)
+        if self.config.goal == "cost":
+            live |= known if self.config.minimize == "latency" else self.costs[self.config.minimize].knobs
+        return live & known
 
 
 def build_problem(
@@ -193,8 +196,10 @@ def build_problem(
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     knobs, notes = make_knobs(config, network, target)
-    space = Space(network, knobs)
-    costs: dict[str, Cost] = dict(symbolic_costs(space))
+    # Without a budget on it the knob stays out, and policies are what they are without fine-grained pruning.
+    densities = (DensityKnob(),) if "nonzeros" in config.active_costs else ()
+    space = Space(network, (*_block_knobs(network, task, config), *knobs, *densities))
+    costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
     table = original_table(network, space)
     original = {name: cost.of(table) for name, cost in costs.items()}
     # What does not wait for a measurement is refused before the first one.
@@ -228,6 +233,20 @@ def build_problem(
     )
 
 
+def _block_knobs(network: Network, task: Task, config: ProblemConfig) -> tuple[BlockKnob, ...]:
+    """The knob that leaves residual blocks out, where it is wanted.
+
+    Raises:
+        UserError: the network has no block that can be left out.
+    """
+    if not config.drop_blocks:
+        return ()
+    if not network.blocks:
+        raise UserError("--drop-blocks: this network has no residual block that could be left out.")
+    images = task.calibration(config.calibration_images)[:1]
+    return (BlockKnob(network, deepest_blocks(network, config.reference_depth, images)),)
+
+
 def _evaluator(
     space: Space,
     knobs: tuple[WidthKnob, BitsKnob, BitsKnob],
@@ -238,13 +257,28 @@ def _evaluator(
 ) -> Evaluator:
     """What compresses and scores policies, without any latency."""
     network, calibration = space.network, task.calibration(config.calibration_images)
-    moments = input_moments(network, calibration) if config.reconstruct else None
+    refits = _reconstruction(network, calibration, config)
     compressors: list[Compressor] = [
-        ChannelPruning(_ranking(network, task, config), knobs[0], moments),
-        UniformWeights(knobs[1]),
-        UniformActivations(knobs[2]),
+        ChannelPruning(_ranking(network, task, config), knobs[0], refits),
+        *(FineGrainedPruning(knob) for knob in space.knobs if isinstance(knob, DensityKnob)),
+        WeightQuantization(knobs[1], config.weight_quantizer),
+        ActivationQuantization(knobs[2], config.activation_quantizer),
     ]
-    return Evaluator(network, space, task, compressors, costs, calibration, None, device)
+    evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device)
+    if config.tune_steps:
+        teacher = network.copy().to(device)
+        evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration)
+    return evaluator
+
+
+def _reconstruction(
+    network: Network, calibration: Sequence[torch.Tensor], config: ProblemConfig
+) -> Reconstruction | None:
+    if config.reconstruct == "asymmetric":
+        return AsymmetricReconstruction.of(network, calibration)
+    if config.reconstruct == "symmetric":
+        return SymmetricReconstruction(input_moments(network, calibration))
+    return None
 
 
 def read_budgets(

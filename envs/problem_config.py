@@ -7,6 +7,7 @@ from amc.costs.budget import parse_budget
 from amc.costs.symbolic import ALIASES, KNOBS_OF
 from amc.errors import UserError
 from amc.knobs import BITS, WidthKnob
+from amc.quantization.registry import QuantizerNames, activation_quantizer, weight_quantizer
 
 DEFAULT_BUDGET = "macs=0.5"
 
@@ -38,16 +39,32 @@ class ProblemConfig:
     """No layer keeps fewer output channels than this."""
     min_keep: float = 0.1
     """No layer keeps a smaller share of its output channels than this."""
+    drop_blocks: bool = False
+    """Let whole residual blocks be left out: a runtime pays for every layer, however thin it is."""
+    reference_depth: float = 1.0
+    """Share of the residual blocks that the uniform policy keeps, those that change their input most."""
     freeze: tuple[str, ...] = ()
     """Layers whose output channels are never pruned, as shell patterns: 'layer1.*'."""
     importance: Literal["l1", "l2", "bn", "taylor"] = "l2"
     """Which channels go first: those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
-    reconstruct: bool = True
-    """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images."""
+    reconstruct: Literal["none", "symmetric", "asymmetric"] = "symmetric"
+    """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
+    inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric),
+    which takes longer for every policy."""
     weight_bits: tuple[int, ...] = ()
     """Bits to choose from for weights, 2 to 8, or 32 for none; by default what the goal depends on."""
     activation_bits: tuple[int, ...] = ()
     """Bits to choose from for activations, 2 to 8, or 32 for none; by default what the goal depends on."""
+    weight_quantizer: str = "uniform"
+    """How weights are quantized: uniform, max-abs, label-free, label-free-power, lq, value-aware, kmeans."""
+    activation_quantizer: str = "uniform"
+    """How activations are quantized: uniform, label-free, lq or value-aware."""
+    full_precision: Literal["default", "ends", "none"] = "default"
+    """Layers that are never quantized: ends are the first layer and the last linear one, as the paper of lq
+    has it; the default is ends with lq and none otherwise."""
+    tune_steps: int = 0
+    """SGD steps of 64 images, taught by the original, before each policy is scored: where all un-tuned
+    networks are near chance, a few dozen tell which ones learn."""
     reward_images: int = 2000
     """Images of the reward split that score each policy."""
     calibration_images: int = 1000
@@ -61,8 +78,18 @@ class ProblemConfig:
         """
         if not self.max_drop >= 0:
             raise UserError(f"--max-drop is a loss in points and cannot be {self.max_drop}.")
+        if not 0 <= self.reference_depth <= 1:
+            raise UserError(f"--reference-depth is a share from 0 to 1, not {self.reference_depth}.")
+        if self.reference_depth < 1 and not self.drop_blocks:
+            raise UserError("--reference-depth leaves residual blocks out, which needs --drop-blocks.")
         if not 0 < self.reference_keep <= 1:
             raise UserError(f"--reference-keep is a share above 0 and at most 1, not {self.reference_keep}.")
+        if isinstance(self.reconstruct, bool):  # as the configurations of earlier runs say it
+            object.__setattr__(self, "reconstruct", "symmetric" if self.reconstruct else "none")
+        if self.reconstruct not in ("none", "symmetric", "asymmetric"):
+            raise UserError(f"--reconstruct is none, symmetric or asymmetric, not {self.reconstruct}.")
+        if self.tune_steps < 0:
+            raise UserError(f"--tune-steps must be 0 or more, not {self.tune_steps}.")
         if min(self.reward_images, self.calibration_images) < 1:
             raise UserError("--reward-images and --calibration-images must be at least 1.")
         for option, value in (
@@ -71,6 +98,7 @@ class ProblemConfig:
         ):
             if self.goal != "cost" and value not in ("default", "latency"):
                 raise UserError(f"{option} says how a cost is made small; it needs --goal cost.")
+        _check_quantizers(self)
         _check_bits("--weight-bits", self.weight_bits)
         _check_bits("--activation-bits", self.activation_bits)
         WidthKnob(1 if self.width_multiple is None else self.width_multiple, self.min_channels, self.min_keep)
@@ -79,6 +107,17 @@ class ProblemConfig:
         nothing: dict[str, Any] = dict.fromkeys(names)
         for text in self.budget:
             parse_budget(text, nothing, dict.fromkeys(names, 1.0))
+
+    @property
+    def quantizers(self) -> QuantizerNames:
+        """The names of both quantizers."""
+        return QuantizerNames(self.weight_quantizer, self.activation_quantizer)
+
+    @property
+    def ends_stay_float(self) -> bool:
+        """Whether the first layer and the last linear one are never quantized."""
+        paper = "lq" in (self.weight_quantizer, self.activation_quantizer)
+        return self.full_precision == "ends" or (self.full_precision == "default" and paper)
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -96,6 +135,19 @@ class ProblemConfig:
         names = [text.split("=")[0].strip().lower() for text in self.budgets]
         budgeted = tuple(ALIASES.get(name, name) for name in names)
         return (*budgeted, self.minimize) if self.goal == "cost" else budgeted
+
+
+def _check_quantizers(config: ProblemConfig) -> None:
+    kinds = {
+        "--weight-quantizer": weight_quantizer(config.weight_quantizer),
+        "--activation-quantizer": activation_quantizer(config.activation_quantizer),
+    }
+    for option, kind in kinds.items():
+        if "latency" in config.active_costs and not kind.integer_codes:
+            raise UserError(
+                f"{option} {kind.name} gives values that no runtime computes with in integers, so its "
+                "latency is that of floats: search under size or bops, or with uniform codes."
+            )
 
 
 def _check_bits(option: str, bits: tuple[int, ...]) -> None:

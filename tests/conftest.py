@@ -10,7 +10,10 @@ from amc.models import build_model, list_models
 from amc.network import Network, trace
 
 MODELS = tuple(list_models())
-WIDTHS = {"concatnet": 0.5, "digitsnet": 0.5, "mobilenet_v1": 0.25, "mobilenet_v2": 0.25, "vgg16": 0.125}
+WIDTHS = {
+    **{"concatnet": 0.5, "digitsnet": 0.5, "mobilenet_v1": 0.25, "mobilenet_v2": 0.25, "vgg16": 0.125},
+    **{f"{front}_resnet_j{scales}": 0.125 for front in ("scattering", "strided") for scales in (2, 3)},
+}
 """Narrower where a network can be: the same graph, traced and run faster."""
 
 

@@ -28,7 +28,11 @@ schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
 
 DEEPER = ("plain20", "resnet32", "resnet44", "resnet56")
 """Made of what ResNet-20 is made of: they take long and test nothing else."""
-REGISTERED = [pytest.param(name, marks=pytest.mark.slow if name in DEEPER else ()) for name in MODELS]
+REGISTERED = [
+    pytest.param(name, marks=pytest.mark.slow if name in DEEPER else ())
+    for name in MODELS
+    if not name.startswith("scattering")  # refused: tests/test_scattering.py
+]
 MIXED = [(8, 8), (4, 32), (32, 8), (8, 4), (32, 32), (5, 3)]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from agents.config import AgentConfig, SearchConfig
 from agents.run import start_run
 from agents.run_config import RunConfig, SourceConfig
-from amc.compress import ChannelPruning, UniformActivations, UniformWeights, apply
+from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
 from amc.data import ImageData, load_data
 from amc.data.images import Split
 from amc.errors import UserError
@@ -141,8 +141,8 @@ def compressed(keep: float = 0.5, bits: int = 4) -> nn.Module:
     knobs = (BitsKnob(name, network, BITS) for name in ("weight_bits", "activation_bits"))
     compressors = (
         ChannelPruning(rank_channels(network)),
-        UniformWeights(next(knobs)),
-        UniformActivations(next(knobs)),
+        WeightQuantization(next(knobs)),
+        ActivationQuantization(next(knobs)),
     )
     model = apply(policy, network, compressors)
     calibrate(model, digits().calibration(200, 100))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amc.compress import ChannelPruning, UniformActivations, UniformWeights, apply
+from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
 from amc.errors import UserError
 from amc.knobs import BitsKnob, WidthKnob
 from amc.models.weights import write_tensors
@@ -36,8 +36,8 @@ def packaged(network: Network, name: str, weight_bits: int, activation_bits: int
     )
     compressors = (
         ChannelPruning(rank_channels(network), knobs[0]),
-        UniformWeights(knobs[1]),
-        UniformActivations(knobs[2]),
+        WeightQuantization(knobs[1]),
+        ActivationQuantization(knobs[2]),
     )
     space = Space(network, knobs)
     policy = space.policy(space.at_fraction((0.5, 1.0, 1.0)))

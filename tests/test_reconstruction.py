@@ -1,14 +1,26 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from amc.compress import ChannelPruning, apply
+from amc.errors import UserError
 from amc.knobs import WidthKnob
-from amc.network import trace
+from amc.network import Network, trace
+from amc.pruning.asymmetric import AsymmetricReconstruction, asymmetric_weight
 from amc.pruning.importance import rank_channels
-from amc.pruning.reconstruction import InputMoments, input_moments, reconstruct_weight
+from amc.pruning.patches import PatchSampler
+from amc.pruning.reconstruction import (
+    InputMoments,
+    SymmetricReconstruction,
+    input_moments,
+    reconstruct_weight,
+)
+from amc.slicing import apply_slices, kept_positions
 from amc.space import Space
+from envs.problem_config import ProblemConfig
 
 
 def plain_net(bias: bool = False) -> nn.Module:
@@ -86,12 +98,108 @@ def test_redundant_channels_are_dropped_without_any_loss():
     space = Space(network, [WidthKnob()])
     table = space.largest.copy()
     table[space.row("0"), 0] = 6
-    moments = input_moments(network, [images], positions=10_000)
+    symmetric = SymmetricReconstruction(input_moments(network, [images], positions=10_000))
     with torch.no_grad():
         expected = model(images)
         plain, rebuilt = (
             apply(space.policy(table), network, [ChannelPruning(ranking, None, m)])(images)
-            for m in (None, moments)
+            for m in (None, symmetric)
         )
     assert (plain - expected).abs().max() > 1e-2
     assert torch.allclose(rebuilt, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_asymmetric_weights_solve_the_least_squares_problem(intercept: bool):
+    torch.manual_seed(0)
+    mixing = torch.eye(12, dtype=torch.float64) + 0.2 * torch.randn(12, 12, dtype=torch.float64)
+    inputs = torch.randn(300, 12, dtype=torch.float64) @ mixing + 1.0
+    targets = inputs @ torch.randn(12, 5, dtype=torch.float64) + torch.randn(300, 5, dtype=torch.float64)
+    weight, shift = asymmetric_weight(inputs, targets, torch.zeros(5, 12), intercept)
+    ones = torch.ones(300, int(intercept), dtype=torch.float64)
+    expected = torch.linalg.lstsq(torch.cat([inputs, ones], dim=1), targets).solution.T
+    found = torch.cat([weight, shift[:, None]], dim=1)[:, : expected.shape[1]]
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert intercept or not shift.any()
+
+
+def pruned_to(network: Network, share: float) -> tuple[torch.nn.Module, dict[tuple[str, str], torch.Tensor]]:
+    """A sliced copy and what slicing kept."""
+    ranking = rank_channels(network)
+    kept = {name: order[: max(1, int(share * len(order)))].sort().values for name, order in ranking.items()}
+    positions = kept_positions(network.groups, kept, network.sizes)
+    model = network.copy()
+    apply_slices(model, positions)
+    return model, positions
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "concatnet"])
+def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
+    traced: Callable[[str], Network], name: str
+):
+    """Residual sums, strides, 1x1 and 3x3 kernels, concatenations; batch norms use the batch's statistics."""
+    network, batches = traced(name), list(torch.randn(3, 16, 3, 32, 32))
+    refitted = AsymmetricReconstruction.of(network, batches, positions=8)
+    model, positions = pruned_to(network, 0.5)
+    depthwise = [layer.name for layer in network.layers if layer.kind == "depthwise"]
+    before = {each: model.get_submodule(each).get_parameter("weight").clone() for each in depthwise}
+    refitted(model, network, positions)
+    assert all(
+        torch.equal(model.get_submodule(each).get_parameter("weight"), before[each]) for each in before
+    )
+    assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    inputs = rows_of(model, torch.cat(batches), [16] * 3, training=True)
+    originals = rows_of(network.copy(), torch.cat(batches), [16] * 3, training=False)
+    checked = [v for v in network.layers if v.kind != "depthwise" and (v.name, "in") in positions]
+    for layer in [checked[0], checked[len(checked) // 2], checked[-1]]:
+        whole = network.module.get_submodule(layer.name).get_parameter("weight").flatten(1).double()
+        rows = positions.get((layer.name, "out"), torch.arange(len(whole)))
+        targets = originals[layer.name].double() @ whole[rows].T
+        found = model.get_submodule(layer.name).get_parameter("weight").flatten(1).double()
+        z = inputs[layer.name].double()
+        if layer.has_bias or layer.norm:
+            z, targets = z - z.mean(dim=0), targets - targets.mean(dim=0)
+        normal = z.T @ (targets - z @ found.T)
+        assert normal.abs().max() < 2e-4 * (z.T @ targets).abs().max().clamp_min((z.T @ z).abs().max())
+
+
+def rows_of(
+    model: nn.Module, images: torch.Tensor, sizes: list[int], training: bool
+) -> dict[str, torch.Tensor]:
+    """Rows of every layer's design matrix at the positions of the reconstruction."""
+    found: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+
+            def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...], name: str = name) -> None:
+                patches = PatchSampler(module, 8)
+                found[name] = torch.cat([patches(part) for part in arguments[0].split(sizes)])
+
+            module.register_forward_pre_hook(keep)
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(training)
+    with torch.no_grad():
+        model(images)
+    return found
+
+
+def test_an_asymmetric_layer_makes_up_for_the_errors_of_those_before_it():
+    model = plain_net(bias=True)
+    images = torch.rand(200, 3, 8, 8) + 0.1 * torch.randn(200, 3, 8, 8)
+    network = trace(model, images[:1])
+    symmetric = SymmetricReconstruction(input_moments(network, [images], positions=10_000))
+    asymmetric = AsymmetricReconstruction.of(network, [images], positions=10_000)
+    errors = []
+    with torch.no_grad():
+        for refits in (symmetric, asymmetric):
+            pruned, positions = pruned_to(network, 0.5)
+            refits(pruned, network, positions)
+            errors.append(float((pruned(images) - model(images)).square().mean()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_settings_of_earlier_runs_are_understood():
+    assert ProblemConfig(reconstruct=True).reconstruct == "symmetric"  # type: ignore[arg-type]
+    assert ProblemConfig(reconstruct=False).reconstruct == "none"  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="none, symmetric or asymmetric"):
+        ProblemConfig(reconstruct="both")  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""Costs computed from shapes alone: MACs, parameters, size in bytes, bit-operations.
+"""Costs computed from shapes alone: MACs, parameters, size in bytes, bit-operations, non-zero weights.
 
 Each is monotone in every entry of a policy's table, so the cost of the cheapest and the costliest
 completion bound what a partial policy can still reach.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -13,16 +13,19 @@ from amc.errors import UserError
 from amc.graph import ChannelPad
 from amc.groups import COMPRESSIBLE, NORMS
 from amc.network import Network
+from amc.quantization.registry import QuantizerNames, activation_quantizer, weight_quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import Partial, Space
 
 FLOAT_BYTES = 4
 KNOBS_OF = {
-    "macs": ("width",),
-    "params": ("width",),
-    "size": ("width", "weight_bits"),
-    "bops": ("width", "weight_bits", "activation_bits"),
+    "macs": ("block", "width"),
+    "params": ("block", "width"),
+    "size": ("block", "width", "weight_bits"),
+    "bops": ("block", "width", "weight_bits", "activation_bits"),
+    "nonzeros": ("block", "density"),
 }
+"""The knobs that a cost brings to life; widths count in all where another cost has made them alive."""
 ALIASES = {"flops": "macs", "parameters": "params", "bytes": "size", "bit-operations": "bops"}
 """Accepted names; FLOPs are 2 x MACs, so a fraction of one is the same fraction of the other."""
 
@@ -48,6 +51,7 @@ class Geometry:
 
     Input channels of a layer are `constant + matrix @ widths`, with the widths of all layers; a layer
     behind a concatenation has several entries in its row, one behind a flatten has height x width.
+    Everything inside a residual block counts only while the block is there.
     """
 
     def __init__(self, space: Space):
@@ -59,12 +63,17 @@ class Geometry:
         self.kernel = np.array([float(layer.kernel) for layer in network.layers])
         self.has_bias = np.array([float(layer.has_bias) for layer in network.layers])
         self.folded = np.array([float(layer.has_bias or bool(layer.norm)) for layer in network.layers])
-        folded_norms = {layer.norm for layer in network.layers}
-        self.norms, self.norms_constant = np.zeros((2, count)), np.zeros(2)  # [all, standing alone]
-        self._other = _other_parameters(network)
         norm_sizes = _norm_sizes(network)
-        for name, size in norm_sizes.items():
-            self.norms_constant += size * np.array([1.0, name not in folded_norms])
+        norm_row = {name: row for row, name in enumerate(norm_sizes)}
+        self._norms = np.zeros((len(norm_sizes), count))
+        self._norms_constant = np.array([float(size) for size in norm_sizes.values()])
+        folded_norms = {layer.norm for layer in network.layers}
+        self._standing = np.array([float(name not in folded_norms) for name in norm_sizes])
+        block_of = _block_of_module(network)
+        self._all_present = np.ones(len(network.blocks) + 1)
+        self._layer_block = np.array([block_of.get(layer.name, -1) for layer in network.layers])
+        self._norm_block = np.array([block_of.get(name, -1) for name in norm_sizes], dtype=int)
+        self._other = _other_parameters(network, block_of)
         for group in network.groups:
             column = space.row(group.name)
             for member in group.members:
@@ -75,22 +84,44 @@ class Geometry:
                         self.matrix[row, column] += member.repeats
                         self.constant[row] -= taken
                 elif member.module in norm_sizes:
-                    standing = np.array([1.0, member.module not in folded_norms])
-                    self.norms[:, column] += member.repeats * standing
-                    self.norms_constant -= taken * standing
+                    self._norms[norm_row[member.module], column] += member.repeats
+                    self._norms_constant[norm_row[member.module]] -= taken
 
-    def weights(self, widths: np.ndarray) -> np.ndarray:
-        """Weight elements of every layer [points] for output widths [points]."""
-        return widths * (self.constant + self.matrix @ widths) * self.kernel
+    def widths(self, table: np.ndarray) -> np.ndarray:
+        """Output channels of every layer, 0 for those that are left out; float64 [points]."""
+        return table[:, self.space.column("width")] * self._present(table)[self._layer_block]
 
-    def norm_channels(self, widths: np.ndarray) -> np.ndarray:
-        """Channels of [all batch norms, those that are not folded into a layer]."""
-        return self.norms_constant + self.norms @ widths
+    def weights(self, table: np.ndarray) -> np.ndarray:
+        """Weight elements of every layer; float64 [points]."""
+        return self.widths(table) * self.inputs(table) * self.kernel
 
-    @property
-    def other_parameters(self) -> int:
-        """Elements of parameters that no policy changes, such as those of a PReLU."""
-        return self._other
+    def inputs(self, table: np.ndarray) -> np.ndarray:
+        """Input channels of every layer, 1 for a depthwise one; float64 [points]."""
+        return self.constant + self.matrix @ table[:, self.space.column("width")].astype(float)
+
+    def norm_channels(self, table: np.ndarray) -> tuple[float, float]:
+        """Channels of all batch norms, and of those that are not folded into a layer."""
+        channels = self._norms_constant + self._norms @ table[:, self.space.column("width")]
+        channels = channels * self._present(table)[self._norm_block]
+        return float(channels.sum()), float(channels @ self._standing)
+
+    def other_parameters(self, table: np.ndarray) -> float:
+        """Elements of parameters whose number no width changes, such as those of a PReLU."""
+        return float(self._other @ self._present(table))
+
+    def _present(self, table: np.ndarray) -> np.ndarray:
+        """1 for every residual block that is kept, 0 for one that is left out, and a last 1; float64."""
+        left_out = self.space.left_out(table)
+        if not left_out:
+            return self._all_present
+        return np.array([*(float(b.name not in left_out) for b in self.space.network.blocks), 1.0])
+
+
+def _block_of_module(network: Network) -> dict[str, int]:
+    """Path of each module inside a residual block to the number of the block."""
+    number = {name: index for index, block in enumerate(network.blocks) for name in block.nodes}
+    nodes = network.module.graph.nodes
+    return {str(n.target): number[n.name] for n in nodes if n.op == "call_module" and n.name in number}
 
 
 def _inputs(network: Network, row: int) -> int:
@@ -103,29 +134,42 @@ def _norm_sizes(network: Network) -> dict[str, int]:
     return {name: m.num_features for name, m in modules if isinstance(m, NORMS) and m.affine}
 
 
-def _other_parameters(network: Network) -> int:
-    total = 0
-    for module in network.module.modules():
+def _other_parameters(network: Network, block_of: Mapping[str, int]) -> np.ndarray:
+    """By residual block, and last those outside of any; float64 [blocks + 1]."""
+    totals = np.zeros(len(network.blocks) + 1)
+    for name, module in network.module.named_modules():
         if not isinstance(module, COMPRESSIBLE + NORMS) and not isinstance(module, ChannelPad):
-            total += sum(p.numel() for p in module.parameters(recurse=False))
-    return total
+            totals[block_of.get(name, -1)] += sum(p.numel() for p in module.parameters(recurse=False))
+    return totals
 
 
 class SymbolicCost:
     """One of the closed-form costs of a network.
 
     Args:
-        name: "macs", "params", "size" or "bops".
+        name: "macs", "params", "size", "bops" or "nonzeros"; the last where the space has densities.
         space: the policies it is asked about.
+        geometry: of the space, where it is known already.
+        quantizers: say what they store and how wide the operands are; uniform by default.
     """
 
-    def __init__(self, name: str, space: Space, geometry: Geometry | None = None):
+    def __init__(
+        self,
+        name: str,
+        space: Space,
+        geometry: Geometry | None = None,
+        quantizers: QuantizerNames | None = None,
+    ):
         if name not in KNOBS_OF:
             raise UserError(f"There is no cost {name!r}; there are {', '.join(KNOBS_OF)} and latency.")
         self.name = name
         self.knobs = frozenset(KNOBS_OF[name])
         self.space = space
         self.geometry = geometry or Geometry(space)
+        names = quantizers or QuantizerNames()
+        self._weights = weight_quantizer(names.weights)
+        self._weight_operand = _operand_bits(self._weights.operand_bits)
+        self._input_operand = _operand_bits(activation_quantizer(names.activations).operand_bits)
         self._formula: Callable[[np.ndarray], float] = getattr(self, f"_{name}")
 
     def of(self, table: np.ndarray) -> float:
@@ -140,39 +184,50 @@ class SymbolicCost:
         """Cost of the costliest completion."""
         return self.of(partial.filled(self.space.largest))
 
-    def _widths(self, table: np.ndarray) -> np.ndarray:
-        return table[:, self.space.column("width")].astype(float)
-
     def _macs(self, table: np.ndarray) -> float:
-        return float(self.geometry.weights(self._widths(table)) @ self.geometry.pixels)
+        return float(self.geometry.weights(table) @ self.geometry.pixels) + self.space.network.fixed_macs
 
     def _params(self, table: np.ndarray) -> float:
-        widths, geometry = self._widths(table), self.geometry
-        norms = 2 * geometry.norm_channels(widths)[0]
-        return float(
-            geometry.weights(widths).sum() + widths @ geometry.has_bias + norms + geometry.other_parameters
-        )
+        geometry = self.geometry
+        biases = geometry.widths(table) @ geometry.has_bias
+        norms = 2 * geometry.norm_channels(table)[0]
+        return float(geometry.weights(table).sum() + biases + norms + geometry.other_parameters(table))
 
     def _size(self, table: np.ndarray) -> float:
-        """Packed codes, one scale a channel, biases with batch norm folded in; bytes."""
-        widths, geometry = self._widths(table), self.geometry
+        """Weights as their quantizer stores them, biases with batch norm folded in; bytes."""
+        geometry = self.geometry
+        widths, elements = geometry.widths(table), geometry.weights(table)
         bits = table[:, self.space.column("weight_bits")]
-        codes = np.ceil(geometry.weights(widths) * bits / 8).sum()
-        scales = (widths * (bits != NOT_QUANTIZED)).sum()
-        standing = 2 * geometry.norm_channels(widths)[1]
-        floats = scales + widths @ geometry.folded + standing + geometry.other_parameters
-        return float(codes + FLOAT_BYTES * floats)
+        weights = self._weights.charged_bytes(elements, widths, bits).sum()
+        standing = 2 * geometry.norm_channels(table)[1]
+        floats = widths @ geometry.folded + standing + geometry.other_parameters(table)
+        return float(weights + FLOAT_BYTES * floats)
 
     def _bops(self, table: np.ndarray) -> float:
-        """Sum of MACs x weight bits x activation bits."""
-        bits = table[:, self.space.column("weight_bits")] * table[:, self.space.column("activation_bits")]
-        return float(self.geometry.weights(self._widths(table)) * bits @ self.geometry.pixels)
+        """Sum of MACs x bits of a weight x bits of an activation, as they are multiplied."""
+        weights = self._weight_operand[table[:, self.space.column("weight_bits")]]
+        inputs = self._input_operand[table[:, self.space.column("activation_bits")]]
+        fixed = self.space.network.fixed_macs * NOT_QUANTIZED**2
+        return float(self.geometry.weights(table) * weights * inputs @ self.geometry.pixels) + fixed
+
+    def _nonzeros(self, table: np.ndarray) -> float:
+        """Weights of layers that are not zero, as `amc.pruning.fine_grained.kept_weights` counts them."""
+        total = self.geometry.weights(table)
+        kept = np.floor(total * table[:, self.space.column("density")] / 100)
+        return float(np.maximum(kept, np.minimum(total, 1.0)).sum())
 
 
-def symbolic_costs(space: Space) -> dict[str, SymbolicCost]:
-    """Every closed-form cost of a space, by name."""
+def _operand_bits(of: Callable[[int], float]) -> np.ndarray:
+    """Bits of an operand by the bits that were chosen; float64 [33]."""
+    return np.array([of(bits) for bits in range(NOT_QUANTIZED)] + [float(NOT_QUANTIZED)])
+
+
+def symbolic_costs(space: Space, quantizers: QuantizerNames | None = None) -> dict[str, SymbolicCost]:
+    """Every closed-form cost of a space, by name; under uniform quantizers unless others are named."""
     geometry = Geometry(space)
-    return {name: SymbolicCost(name, space, geometry) for name in KNOBS_OF}
+    sparse = any(knob.name == "density" for knob in space.knobs)
+    names = [name for name in KNOBS_OF if sparse or name != "nonzeros"]
+    return {name: SymbolicCost(name, space, geometry, quantizers) for name in names}
 
 
 def original_table(network: Network, space: Space) -> np.ndarray:

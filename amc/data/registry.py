@@ -6,10 +6,12 @@ from amc.data.cifar10 import cifar10
 from amc.data.digits import digits
 from amc.data.folder import folder
 from amc.data.images import ImageData
+from amc.data.shapes import shapes
+from amc.data.voc import voc
 from amc.errors import UserError
 from amc.plugins import call_factory, is_import_path, load_factory
 
-NAMES = ("digits", "cifar10")
+NAMES = ("digits", "cifar10", "shapes", "voc")
 DEFAULT_ROOT = Path("data")
 
 
@@ -17,9 +19,10 @@ def load_data(name: str, data_root: Path | str | None = None, side: int | None =
     """Load a data set by name, folder or import path.
 
     Args:
-        name: `digits`, `cifar10`, a folder with train and val, or `package.module:factory`; such a factory
-            is called with `data_root` and `side` where its signature names them, and returns `ImageData`.
-        data_root: Where CIFAR-10 lies; `data` by default.
+        name: `digits`, `cifar10`, `shapes`, `voc`, a folder with train and val, or `package.module:factory`;
+            such a factory is called with `data_root` and `side` where its signature names them, and returns
+            `ImageData`.
+        data_root: Where CIFAR-10 or the VOC folders lie; `data` by default.
         side: Height and width in pixels where the data set can be resized; None takes its default.
 
     Raises:
@@ -32,6 +35,10 @@ def load_data(name: str, data_root: Path | str | None = None, side: int | None =
         if side not in (None, 32):
             raise UserError(f"CIFAR-10 images are 32 x 32 pixels; a side of {side} is not offered.")
         return cifar10(root)
+    if name == "shapes":
+        return shapes() if side is None else shapes(side)
+    if name == "voc":
+        return voc(root) if side is None else voc(root, side)
     if Path(name).is_dir():
         return folder(Path(name)) if side is None else folder(Path(name), side)
     if is_import_path(name):

@@ -13,7 +13,8 @@ from amc.export.fallback import export_with_torch
 from amc.export.registry import Unsupported
 from amc.export.writer import write_model
 from amc.files import write_atomically
-from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.quantization.protocol import PointQuantizer
 
 POLICY_KEY, QUANTIZATION_KEY, EXPORTER_KEY = "amc.policy", "amc.quantization", "amc.exporter"
 """Keys of the file's `metadata_props`."""
@@ -91,7 +92,7 @@ def export_onnx(
 def summarize(module: nn.Module) -> dict[str, dict[int, int]]:
     """Bits to number of layers ("weights") and of tensors ("activations") that are quantized."""
     layers = [m.quantizer.bits for m in module.modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)]
-    points = [m.bits for m in module.modules() if isinstance(m, ActivationQuantizer) and m.enabled]
+    points = [m.bits for m in module.modules() if isinstance(m, PointQuantizer) and m.enabled]
     return {
         "weights": dict(sorted(Counter(layers).items())),
         "activations": dict(sorted(Counter(points).items())),
@@ -103,5 +104,5 @@ def require_ready(module: nn.Module) -> None:
     noisy = (nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d)
     if any(m.training for m in module.modules() if isinstance(m, noisy)):
         raise UserError("The network is in training mode; call its eval() before exporting it.")
-    if any(m.calibrating for m in module.modules() if isinstance(m, ActivationQuantizer) and m.enabled):
+    if any(m.calibrating for m in module.modules() if isinstance(m, PointQuantizer) and m.enabled):
         raise UserError("A quantization point has no scale yet: run calibration images through the network.")

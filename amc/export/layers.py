@@ -7,7 +7,7 @@ from amc.export import folding
 from amc.export.graph import OnnxGraph
 from amc.export.registry import Call, handles
 from amc.export.value import Value
-from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, UniformWeightQuantizer
 
 
 @handles(nn.Conv2d, QuantizedConv2d)
@@ -45,6 +45,7 @@ def parameters(g: OnnxGraph, call: Call, x: Value) -> list[Value]:
     affine = folding.batch_norm_affine(call.batch_norm, layer.weight.shape[0])
     bias = folding.fold_bias(layer.bias, affine)
     if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+        assert isinstance(layer.quantizer, UniformWeightQuantizer)  # others are floats by now
         codes = layer.quantizer.codes(layer.weight).cpu().numpy()
         scale = folding.float64(layer.quantizer.scale)
         return quantized_parameters(g, *folding.fold_codes(codes, scale, affine), bias, x)

@@ -11,7 +11,8 @@ from amc.errors import UserError
 from amc.export.check import Agreement, check_export
 from amc.export.exporter import Exported, export_onnx, summarize
 from amc.export.tflite import export_tflite
-from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, with_plain_weight
+from amc.quantization.protocol import PointQuantizer, Quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.recovery.calibrate import calibrate
 from amc.slicing import clone_module
@@ -68,6 +69,8 @@ def export_model(
 ) -> list[CheckedFile]:
     """Write `model.onnx` in floats and, where anything is quantized, `model_int8.onnx`, and check both.
 
+    What no runtime computes with in integers is written in floats; see `on_grids`.
+
     Args:
         model: compressed, calibrated, in evaluation mode; compared where it lies, on the CPU.
         folder: exists; files of these names are replaced.
@@ -86,6 +89,7 @@ def export_model(
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} to export to.")
+    model = on_grids(model, calibration)
     quantized = any(summarize(model).values())
     floats = without_quantization(model, calibration) if quantized else model
     unlabeled = calibration[0] if calibration else None
@@ -118,11 +122,38 @@ def write_file(
     return export_onnx(model, example, path, policy_digest=policy_digest, calibration=calibration)
 
 
+def on_grids(model: fx.GraphModule, calibration: Sequence[Tensor]) -> fx.GraphModule:
+    """What a file can hold of a network: only codes that int8 kernels know stay codes.
+
+    Weights under other quantizers become floats with the same values; points under others quantize no more,
+    and the batch-norm statistics are re-estimated without them.
+
+    Args:
+        model: compressed and calibrated; not changed, and returned as it is if there is nothing to do.
+        calibration: augmented unlabeled batches.
+    """
+    foreign = {
+        name for name, part in model.named_modules() if isinstance(part, Quantizer) and not part.integer_codes
+    }
+    if not foreign:
+        return model
+    copy, dropped = clone_module(model), False
+    for name, module in list(copy.named_modules()):
+        if isinstance(module, QuantizedConv2d | QuantizedLinear) and f"{name}.quantizer" in foreign:
+            copy.set_submodule(name, with_plain_weight(module))
+        elif isinstance(module, PointQuantizer) and name in foreign:
+            copy.set_submodule(name, nn.Identity())
+            dropped |= module.enabled
+    if dropped:
+        calibrate(copy, calibration)
+    return copy
+
+
 def without_quantization(model: fx.GraphModule, calibration: Sequence[Tensor]) -> fx.GraphModule:
     """The same network in floats, its batch-norm statistics re-estimated; `model` is not changed."""
     floats = clone_module(model)
     for name, module in list(floats.named_modules()):
-        if isinstance(module, ActivationQuantizer):
+        if isinstance(module, PointQuantizer):
             module.bits, module.calibrating = NOT_QUANTIZED, False
         elif isinstance(module, QuantizedConv2d | QuantizedLinear):
             floats.set_submodule(name, _plain_layer(module))

@@ -106,6 +106,13 @@ class Registry:
 
         return register
 
+    def of_module(self, part: nn.Module) -> Handler:
+        """The function that writes a module which is part of another one; raises Unsupported."""
+        handler = self._handlers.get(type(part))
+        if handler is None:
+            raise Unsupported(type(part).__name__)
+        return handler
+
     def handler_of(self, module: fx.GraphModule, node: fx.Node) -> Handler:
         """The function that writes a node.
 

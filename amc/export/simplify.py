@@ -6,6 +6,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from amc.decomposition.clustered_conv import ClusteredConv2d
+from amc.decomposition.low_rank import Chain
 from amc.export.grid import grid_of
 from amc.export.registry import target_of
 from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
@@ -23,7 +25,7 @@ CLIPS = {
 """Functions that clip to [0, the number]."""
 
 FOLDABLE = {
-    nn.BatchNorm2d: (nn.Conv2d, QuantizedConv2d),
+    nn.BatchNorm2d: (nn.Conv2d, QuantizedConv2d, Chain, ClusteredConv2d),
     nn.BatchNorm1d: (nn.Linear, QuantizedLinear),
 }
 

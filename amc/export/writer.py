@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 # Imported because they register their handlers.
-from amc.export import activations, channel_pad, layers, shapes  # noqa: F401
+from amc.export import activations, chains, channel_pad, layers, scattering, shapes  # noqa: F401
 from amc.export.graph import IR_VERSION, OPSET, OnnxGraph
 from amc.export.registry import handles
 from amc.export.simplify import simplify

@@ -15,30 +15,32 @@ from amc.training import device_of, evaluating
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
-_BUILT_IN = ("concat", "digits", "mobilenet", "resnet_cifar", "vgg")
+_TASK_OF: dict[str, str] = {}
+_BUILT_IN = ("concat", "detector", "digits", "mobilenet", "resnet_cifar", "scattering", "vgg")
 
 
-def register_model(name: str) -> Callable[[Builder], Builder]:
+def register_model(name: str, task: str = "classification") -> Callable[[Builder], Builder]:
     """Decorate a function that builds a network, so that `build_model(name, ...)` finds it.
 
-    The function may take any of the keywords `classes`, `in_channels`, `width` and `small_input`.
+    The function may take any of the keywords `classes`, `in_channels`, `width` and `small_input`. `task` says
+    what the network is for.
     """
 
     def register(builder: Builder) -> Builder:
         if name in _BUILDERS:
             raise ValueError(f"a model called '{name}' is registered already")
-        _BUILDERS[name] = builder
+        _BUILDERS[name], _TASK_OF[name] = builder, task
         return builder
 
     return register
 
 
-def list_models() -> list[str]:
-    """Names of all registered networks, in alphabetical order."""
+def list_models(task: str | None = "classification") -> list[str]:
+    """Names of the registered networks for a task, or of all with None, in alphabetical order."""
     # Imported here and not above: those files import this one to register themselves.
     for module in _BUILT_IN:
         importlib.import_module(f"amc.models.{module}")
-    return sorted(_BUILDERS)
+    return sorted(name for name in _BUILDERS if task in (None, _TASK_OF[name]))
 
 
 def build_model(
@@ -94,11 +96,13 @@ def check_fits(model: nn.Module, name: str, shape: tuple[int, int, int], classes
 
 
 def _find(name: str) -> Callable[..., nn.Module]:
-    names = list_models()
+    names = list_models(None)
     if name in names:
         return _BUILDERS[name]
     if is_import_path(name):
         return load_factory(name)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else f"choose {', '.join(names)} or package.module:factory."
+    classifiers_first = sorted(names, key=lambda known: _TASK_OF[known] != "classification")
+    listed = f"choose {', '.join(classifiers_first)} or package.module:factory."
+    hint = f"did you mean '{close[0]}'?" if close else listed
     raise UserError(f"There is no model '{name}': {hint}")

@@ -4,21 +4,36 @@ Channel pruning after He, Zhang and Sun (ICCV 2017), as AMC uses it: the kept we
 || Y - X_S W'^T ||^2, where Y = X W^T are the original outputs on unlabeled images and X_S are the kept
 inputs. Since Y is linear in X, everything follows from one matrix a layer, the second moment of its inputs,
 computed once; every policy then solves a sub-matrix: W'^T = G_SS^-1 G_S: W^T.
+
+This is the symmetric variant: both sides see the original's inputs. `amc.pruning.asymmetric` has the other.
+
+Where a batch norm follows, it is the layer's own output in front of it that is matched, up to a shift and a
+factor for each channel: the norm is re-estimated afterwards, which undoes both. Least squares with an
+intercept has the largest correlation with the original output that a linear layer can have; only that counts.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from amc.network import Layer, Network
+from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler
 
 RIDGE = 1e-6
 """Added to the diagonal, relative to its mean: inputs that are always equal make the matrix singular."""
 
-POSITIONS_PER_IMAGE = 16
+Positions = Mapping[tuple[str, str], Tensor]
+"""What slicing kept: (module, side) to sorted int64 positions (`amc.slicing.kept_positions`)."""
+
+
+class Reconstruction(Protocol):
+    """Refits a sliced model."""
+
+    def __call__(self, model: nn.Module, network: Network, positions: Positions) -> None:
+        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,7 @@ def input_moments(
         positions: output positions drawn for each image.
         seed: draws them.
     """
-    inputs = {m.module for g in network.groups if not g.frozen for m in g.members if m.side == "in"}
-    layers = [v for v in network.layers if v.name in inputs and v.kind != "depthwise"]
+    layers = refittable(network)
     gatherers = {v.name: _Gatherer(network.module.get_submodule(v.name), positions, seed) for v in layers}
     model = network.copy()
     for name, gatherer in gatherers.items():
@@ -57,10 +71,17 @@ def input_moments(
     with torch.no_grad():
         for batch in batches:
             model(batch)
-    return {layer.name: gatherers[layer.name].moments(_has_intercept(layer)) for layer in layers}
+    return {layer.name: gatherers[layer.name].moments(has_intercept(layer)) for layer in layers}
 
 
-def _has_intercept(layer: Layer) -> bool:
+def refittable(network: Network) -> list[Layer]:
+    """Layers that may lose inputs and are no depthwise convolutions, in execution order."""
+    inputs = {m.module for g in network.groups if not g.frozen for m in g.members if m.side == "in"}
+    return [layer for layer in network.layers if layer.name in inputs and layer.kind != "depthwise"]
+
+
+def has_intercept(layer: Layer) -> bool:
+    """Whether a shift of its outputs is free: a bias, or a batch norm that is re-estimated."""
     return layer.has_bias or layer.norm is not None
 
 
@@ -68,36 +89,19 @@ class _Gatherer:
     """A forward pre-hook that adds up the moments of a layer's inputs."""
 
     def __init__(self, module: nn.Module, positions: int, seed: int):
-        self.module, self.positions = module, positions
-        self.generator = torch.Generator().manual_seed(seed)
+        self.patches = PatchSampler(module, positions, seed)
         self.rows = 0
         self.total: Tensor | None = None
         self.products: Tensor | None = None
 
     def __call__(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        columns = self._columns(arguments[0]).double()
+        columns = self.patches(arguments[0]).double()
         if self.total is None or self.products is None:
             size = columns.shape[1]
             self.total, self.products = columns.new_zeros(size), columns.new_zeros(size, size)
         self.rows += len(columns)
         self.total += columns.sum(dim=0)
         self.products += columns.T @ columns
-
-    def _columns(self, x: Tensor) -> Tensor:
-        """Input patches at drawn output positions, [rows, in x kernel]; for a linear layer its rows."""
-        if not isinstance(self.module, nn.Conv2d):
-            return x.reshape(-1, x.shape[-1])
-        (kh, kw), (sh, sw), (dh, dw) = self.module.kernel_size, self.module.stride, self.module.dilation
-        vertical, horizontal = (int(p) for p in self.module.padding)
-        padded = F.pad(x, (horizontal, horizontal, vertical, vertical))
-        height = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
-        width = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
-        count = min(self.positions, height * width)
-        drawn = torch.randperm(height * width, generator=self.generator)[:count]
-        rows = (drawn // width * sh)[:, None] + torch.arange(kh) * dh
-        columns = (drawn % width * sw)[:, None] + torch.arange(kw) * dw
-        patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # [N, C, positions, kh, kw]
-        return patches.transpose(1, 2).reshape(-1, x.shape[1] * kh * kw)
 
     def moments(self, centred: bool) -> InputMoments:
         assert self.total is not None and self.products is not None
@@ -106,6 +110,28 @@ class _Gatherer:
         if not centred:
             return InputMoments(second, torch.zeros_like(mean))
         return InputMoments(second - mean[:, None] * mean[None, :], mean)
+
+
+def solve_weight(second: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
+    """The weight that solves the normal equations, held to a prior where they leave it open.
+
+    Args:
+        second: second moment of the inputs, [d, d].
+        cross: cross moment of inputs and targets, [d, out].
+        prior: weight [out, d].
+
+    Returns:
+        float64 [out, d].
+    """
+    ridge = RIDGE * second.diagonal().mean().clamp_min(1e-12)
+    block = second + ridge * torch.eye(len(second), dtype=second.dtype)
+    return torch.linalg.solve(block, cross + ridge * prior.T).T
+
+
+def weight_columns(weight: Tensor, kept: Tensor) -> Tensor:
+    """Columns of the flattened weight that belong to the kept inputs, int64."""
+    per_input = weight[0, 0].numel()
+    return (kept[:, None] * per_input + torch.arange(per_input)).reshape(-1)
 
 
 def reconstruct_weight(weight: Tensor, moments: InputMoments, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,42 +145,39 @@ def reconstruct_weight(weight: Tensor, moments: InputMoments, kept: Tensor) -> t
     Returns:
         The new weight [out, kept, ...], and what a bias must gain to keep the mean output, [out].
     """
-    per_input = weight[0, 0].numel()
-    columns = (kept[:, None] * per_input + torch.arange(per_input)).reshape(-1)
+    columns = weight_columns(weight, kept)
     flat = weight.detach().reshape(len(weight), -1).double().cpu()
-    block = moments.second[columns][:, columns]
-    ridge = RIDGE * block.diagonal().mean().clamp_min(1e-12)
-    block = block + ridge * torch.eye(len(block), dtype=block.dtype)
-    wanted = moments.second[columns] @ flat.T + ridge * flat[:, columns].T
-    solution = torch.linalg.solve(block, wanted).T
+    rows = moments.second[columns]
+    solution = solve_weight(rows[:, columns], rows @ flat.T, flat[:, columns])
     shift = flat @ moments.mean - solution @ moments.mean[columns]
-    return solution.reshape(len(weight), len(kept), *weight.shape[2:]).to(weight.dtype), shift.to(
-        weight.dtype
-    )
+    shape = (len(weight), len(kept), *weight.shape[2:])
+    return solution.reshape(shape).to(weight.dtype), shift.to(weight.dtype)
 
 
-def reconstruct(
-    model: nn.Module,
-    network: Network,
-    moments: Mapping[str, InputMoments],
-    positions: Mapping[tuple[str, str], Tensor],
-) -> None:
-    """Refit every layer of a sliced model that lost inputs, in place.
+@dataclass(frozen=True)
+class SymmetricReconstruction:
+    """Matches the original outputs on the original's own inputs; layers are independent of each other.
 
-    Args:
-        model: a copy of the network, already sliced.
-        network: the original.
+    Attributes:
         moments: `input_moments` of the original.
-        positions: what slicing kept (`amc.slicing.kept_positions`).
     """
-    for name, known in moments.items():
-        kept = positions.get((name, "in"))
-        if kept is None:
-            continue
-        original = network.module.get_submodule(name).get_parameter("weight")
-        rows = positions.get((name, "out"))
-        weight, shift = reconstruct_weight(original if rows is None else original[rows], known, kept)
-        layer = model.get_submodule(name)
-        layer.get_parameter("weight").data.copy_(weight)
-        if isinstance(layer.bias, nn.Parameter):
-            layer.bias.data += shift
+
+    moments: Mapping[str, InputMoments]
+
+    def __call__(self, model: nn.Module, network: Network, positions: Positions) -> None:
+        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
+        for name, known in self.moments.items():
+            kept = positions.get((name, "in"))
+            if kept is None:
+                continue
+            original = network.module.get_submodule(name).get_parameter("weight")
+            rows = positions.get((name, "out"))
+            weight, shift = reconstruct_weight(original if rows is None else original[rows], known, kept)
+            refit(model.get_submodule(name), weight, shift)
+
+
+def refit(layer: nn.Module, weight: Tensor, shift: Tensor) -> None:
+    """Give a layer its new weight, and a bias that keeps the mean output where it has one; in place."""
+    layer.get_parameter("weight").data.copy_(weight)
+    if isinstance(layer.bias, nn.Parameter):
+        layer.bias.data += shift

@@ -5,52 +5,66 @@ is a `QuantizedConv2d` or `QuantizedLinear`, and where a tensor is quantized its
 enabled. Simulation, fine-tuning and export all read the same modules.
 """
 
-from typing import Protocol
-
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.quantization import uniform
+from amc.quantization.protocol import (
+    FLOAT_BYTES,
+    Coded,
+    PointQuantizer,
+    Quantizer,
+    WeightQuantizer,
+    packed_bytes,
+)
 
 
-class WeightQuantizer(Protocol):
-    """What a quantized layer asks of its weight quantizer (an `nn.Module`)."""
-
-    bits: int
-
-    def fit(self, weight: Tensor) -> None:
-        """Choose the quantizer's parameters for a weight [out, ...]."""
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """Quantize and dequantize; gradients pass straight through."""
-
-
-class UniformWeightQuantizer(nn.Module):
+class UniformWeightQuantizer(WeightQuantizer):
     """Symmetric per-channel codes -L..L, L = 2^(bits-1) - 1; state: `scale` [out].
 
-    Attributes:
-        bits: 2 to 8.
-        paused: weights pass through as they are, for an epoch of fine-tuning in floats.
+    Stored are the codes + L and the scales. Clipped weights receive no gradient.
     """
 
+    name = "uniform"
+    integer_codes = True
     scale: Tensor
 
     def __init__(self, bits: int, channels: int):
-        super().__init__()
-        self.bits, self.paused = bits, False
+        super().__init__(bits)
         self.register_buffer("scale", torch.ones(channels))
 
-    def fit(self, weight: Tensor) -> None:
+    @classmethod
+    def empty(cls, weight: Tensor, bits: int) -> WeightQuantizer:
+        """A quantizer with one scale a channel."""
+        return cls(bits, weight.shape[0])
+
+    @classmethod
+    def stored_bytes(cls, elements: np.ndarray, channels: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """Packed codes and a float32 scale a channel."""
+        return packed_bytes(elements, bits) + FLOAT_BYTES * channels
+
+    def fit(self, x: Tensor) -> None:
         """Take the scale of least squared error; see `uniform.fit_weight_scale`."""
-        self.scale.copy_(uniform.fit_weight_scale(weight, self.bits))
+        self.scale.copy_(uniform.fit_weight_scale(x, self.bits))
 
     def codes(self, weight: Tensor) -> Tensor:
         """Codes int8 [out, ...], what the exported file stores."""
         return uniform.quantize_weight(weight.detach(), self.scale, self.bits)
 
+    def quantize(self, x: Tensor) -> Coded:
+        """Codes counted from 0, and the scales."""
+        shifted = (self.codes(x) + uniform.weight_levels(self.bits)).to(torch.uint8)
+        return Coded(shifted, self.bits, {"scale": self.scale})
+
+    def dequantize(self, coded: Coded) -> Tensor:
+        """(code - L) * scale."""
+        codes = coded.codes.to(torch.int8) - uniform.weight_levels(coded.bits)
+        return uniform.dequantize_weight(codes, coded.parts["scale"])
+
     def forward(self, weight: Tensor) -> Tensor:
-        """Quantize and dequantize a weight [out, ...]; gradients pass straight through."""
+        """Quantize and dequantize a weight [out, ...]; gradients pass straight through inside the range."""
         if self.paused:
             return weight
         levels = uniform.weight_levels(self.bits)
@@ -60,7 +74,7 @@ class UniformWeightQuantizer(nn.Module):
 class QuantizedConv2d(nn.Conv2d):
     """A Conv2d whose weight passes through `quantizer` in every forward pass."""
 
-    quantizer: UniformWeightQuantizer
+    quantizer: WeightQuantizer
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x [N, C, H, W] with the quantized weight."""
@@ -70,7 +84,7 @@ class QuantizedConv2d(nn.Conv2d):
 class QuantizedLinear(nn.Linear):
     """A Linear whose weight passes through `quantizer` in every forward pass."""
 
-    quantizer: UniformWeightQuantizer
+    quantizer: WeightQuantizer
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the quantized weight to x [..., in]."""
@@ -86,40 +100,50 @@ def with_quantized_weight(layer: nn.Conv2d | nn.Linear, quantizer: nn.Module) ->
     return quantized
 
 
-class ActivationQuantizer(nn.Module):
-    """One quantization point of the graph: the identity until a policy gives it bits.
+def with_plain_weight(layer: QuantizedConv2d | QuantizedLinear) -> nn.Module:
+    """The layer without its quantizer, its weight what the quantizer made of it; shares the bias."""
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    plain = kind.__new__(kind)
+    plain.__dict__.update(layer.__dict__)
+    weight = nn.Parameter(layer.quantizer(layer.weight).detach())
+    plain._parameters = {**layer._parameters, "weight": weight}
+    plain._modules = {name: part for name, part in layer._modules.items() if name != "quantizer"}
+    return plain
 
-    Attributes:
-        bits: 2 to 8, or 32 for "not quantized" (the identity).
-        scale, zero_point: unsigned codes 0..2^bits - 1; value = (code - zero_point) * scale.
-        calibrating: the next forward pass fits scale and zero point before it quantizes.
-        paused: values pass through as they are, for an epoch of fine-tuning in floats.
-    """
 
+class ActivationQuantizer(PointQuantizer):
+    """A quantization point with uniform codes 0..2^bits - 1; value = (code - zero_point) * scale."""
+
+    name = "uniform"
+    integer_codes = True
     scale: Tensor
     zero_point: Tensor
 
     def __init__(self, bits: int = uniform.NOT_QUANTIZED):
-        super().__init__()
-        self.bits = bits
-        self.calibrating, self.paused = bits != uniform.NOT_QUANTIZED, False
+        super().__init__(bits)
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
-    @property
-    def enabled(self) -> bool:
-        """Whether the point quantizes at all."""
-        return self.bits != uniform.NOT_QUANTIZED
+    def fit(self, x: Tensor) -> None:
+        """Take the range of least squared error; see `uniform.fit_activation_grid`."""
+        self.take_grid(*uniform.fit_activation_grid(x, self.bits))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def take_grid(self, scale: float, zero_point: int) -> None:
+        """Set scale and zero point."""
+        self.scale.fill_(scale)
+        self.zero_point.fill_(zero_point)
+
+    def quantize(self, x: Tensor) -> Coded:
+        """Codes, scale and zero point."""
+        codes = (x.detach() / self.scale).round_().add_(self.zero_point).clamp_(0, 2**self.bits - 1)
+        return Coded(codes.to(torch.uint8), self.bits, {"scale": self.scale, "zero_point": self.zero_point})
+
+    def dequantize(self, coded: Coded) -> Tensor:
+        """(code - zero_point) * scale."""
+        return (coded.codes.int() - coded.parts["zero_point"]) * coded.parts["scale"]
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize and dequantize x of any shape; gradients pass straight through inside the range."""
-        if not self.enabled or self.paused:
-            return x
-        if self.calibrating:
-            scale, zero_point = uniform.fit_activation_grid(x, self.bits)
-            self.scale.fill_(scale)
-            self.zero_point.fill_(zero_point)
-            self.calibrating = False
         lowest = -int(self.zero_point)
         return uniform.fake_quantize(x, self.scale, lowest, lowest + 2**self.bits - 1)
 
@@ -127,12 +151,12 @@ class ActivationQuantizer(nn.Module):
 def pause_quantizers(model: nn.Module, paused: bool) -> None:
     """Let weights and activations pass through as they are, or quantize them again, in place."""
     for module in model.modules():
-        if isinstance(module, ActivationQuantizer | UniformWeightQuantizer):
+        if isinstance(module, Quantizer):
             module.paused = paused
 
 
 def recalibrate(model: nn.Module) -> None:
-    """Let the next forward pass fit the range of every quantization point anew, in place."""
+    """Let the next forward pass fit every quantization point anew, in place."""
     for module in model.modules():
-        if isinstance(module, ActivationQuantizer):
+        if isinstance(module, PointQuantizer):
             module.calibrating = module.enabled

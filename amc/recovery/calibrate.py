@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.groups import NORMS
-from amc.quantization.modules import ActivationQuantizer
+from amc.quantization.protocol import PointQuantizer
 
 
 def calibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
@@ -27,7 +27,7 @@ def calibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
     """
     model.eval()
     norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
-    points = [m for m in model.modules() if isinstance(m, ActivationQuantizer) and m.calibrating]
+    points = [m for m in model.modules() if isinstance(m, PointQuantizer) and m.calibrating]
     if not batches or not (norms or points):
         return
     statistics = [_PooledStatistics(norm) for norm in norms]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import UserError
+from amc.pruning.fine_grained import hold_zeros
 from amc.quantization.modules import (
     QuantizedConv2d,
     QuantizedLinear,
@@ -124,9 +125,9 @@ class _Said(nn.Module):
 
 
 def refit_weight_scales(model: nn.Module) -> None:
-    """Fit every weight quantizer to the weight as it is now, in place."""
+    """Fit the quantizers that do not follow their weights by themselves, in place."""
     for module in model.modules():
-        if isinstance(module, QuantizedConv2d | QuantizedLinear):
+        if isinstance(module, QuantizedConv2d | QuantizedLinear) and not module.quantizer.follows:
             module.quantizer.fit(module.weight)
 
 
@@ -194,6 +195,7 @@ def fine_tune(
         if on_epoch is not None:
             on_epoch(epoch)
 
+    held = hold_zeros(model)
     knowing = RememberingTeacher(teacher.eval()) if recipe.views else teacher.eval()
     try:
         return fit(
@@ -207,6 +209,8 @@ def fine_tune(
             on_epoch=after_epoch,
         )
     finally:
+        for handle in held:
+            handle.remove()
         pause_quantizers(model, False)
 
 
@@ -218,7 +222,9 @@ def quantize_again(model: nn.Module, batches: Sequence[Tensor]) -> None:
         batches: augmented unlabeled images [N, ...]; the first one fits the ranges.
     """
     pause_quantizers(model, False)
-    refit_weight_scales(model)
+    for module in model.modules():
+        if isinstance(module, QuantizedConv2d | QuantizedLinear):
+            module.quantizer.fit(module.weight)
     recalibrate(model)
     training = model.training
     model.eval()

@@ -1,7 +1,8 @@
 """What a network is for: its data, its loss and the score that a search raises."""
 
-from amc.tasks.base import Task
+from amc.tasks.base import ModelCheck, Task
 from amc.tasks.classification import ClassificationTask
+from amc.tasks.detection import DetectionTask
 from amc.tasks.registry import load_task
 
-__all__ = ["ClassificationTask", "Task", "load_task"]
+__all__ = ["ClassificationTask", "DetectionTask", "ModelCheck", "Task", "load_task"]

@@ -44,3 +44,12 @@ class Task(Protocol):
     def calibration(self, images: int = 1000, batch_size: int = 200, seed: int = 0) -> list[Tensor]:
         """Augmented unlabeled batches, disjoint from the reward split, float32 [B, C, H, W]."""
         ...
+
+
+@runtime_checkable
+class ModelCheck(Protocol):
+    """What a task may offer besides: a check whether a network fits it, before anything expensive."""
+
+    def check(self, model: nn.Module, name: str) -> None:
+        """Raise UserError if the model, which the user knows by `name`, does not fit data and loss."""
+        ...

@@ -2,7 +2,10 @@
 
 from torch import Tensor, nn
 
+from amc.data.boxes import DetectionData
 from amc.data.images import ImageData
+from amc.errors import UserError
+from amc.models.registry import check_fits
 from amc.training import accuracy, cross_entropy
 
 
@@ -12,19 +15,27 @@ class ClassificationTask:
     Args:
         data: Images and labels.
         batch_size: Images a forward pass when scoring.
+
+    Raises:
+        UserError: The data have boxes instead of labels.
     """
 
     name = "classification"
     score_name = "accuracy"
 
     def __init__(self, data: ImageData, batch_size: int = 100) -> None:
+        if isinstance(data, DetectionData):
+            raise UserError(f"The data set {data.name} has boxes: pass --task detection.")
         self.data = data
         self.batch_size = batch_size
-        self._loss = cross_entropy()
+
+    def check(self, model: nn.Module, name: str) -> None:
+        """Refuse a model that does not return one logit a class; see `check_fits`."""
+        check_fits(model, name, self.data.shape, self.data.classes)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of a batch; a scalar."""
-        return self._loss(model, x, y)
+        return cross_entropy()(model, x, y)
 
     def score(self, model: nn.Module, split: str) -> float:
         """Top-1 accuracy on a split, in [0, 1]."""

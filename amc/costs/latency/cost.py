@@ -19,7 +19,7 @@ class LatencyCost:
     """
 
     name = "latency"
-    knobs = frozenset({"width", "weight_bits", "activation_bits"})
+    knobs = frozenset({"block", "width", "weight_bits", "activation_bits"})
 
     def __init__(self, space: Space, predictor: LatencyPredictor, original: float):
         self.space, self.predictor, self.original = space, predictor, original
@@ -45,10 +45,10 @@ class LatencyCost:
 
 def _completions(space: Space, widths: np.ndarray) -> list[np.ndarray]:
     """Tables with the given widths, with the fewest and with the most bits; one if bits are no choice."""
-    column = space.column("width")
+    columns = [column for column, knob in enumerate(space.knobs) if knob.name in ("block", "width")]
     tables = []
     for bits in (space.smallest, space.largest):
         table = bits.copy()
-        table[:, column] = widths[:, column]
+        table[:, columns] = widths[:, columns]
         tables.append(table)
     return tables[:1] if np.array_equal(tables[0], tables[1]) else tables

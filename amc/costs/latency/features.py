@@ -6,6 +6,7 @@ so does a prediction with non-negative weights.
 """
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -55,24 +56,23 @@ class LatencyFeatures:
 
     @property
     def _border_size(self) -> int:
-        return 2 * self._formats(self._bits(self.space.smallest)).border.shape[0]
+        return 2 * self._formats(self._bits(self.space.smallest), frozenset()).border.shape[0]
 
     def of(self, table: np.ndarray) -> np.ndarray:
         """The features of a complete table [points, knobs]; float64 [size]."""
-        widths = table[:, self.space.column("width")].astype(float)
-        formats = self._formats(self._bits(table))
-        layers = self._layers(widths, formats.step)
+        formats = self._formats(self._bits(table), frozenset(self.space.left_out(table)))
+        layers = self._layers(table, formats.step) * formats.present[:, None]
         by_format = [
             self._classes @ (layers * chosen[:, None]) for chosen in (formats.integer, ~formats.integer)
         ]
-        elements = self.tensors.elements(widths)
+        elements = self.tensors.elements(table[:, self.space.column("width")])
         border = [formats.border @ elements, formats.border.sum(axis=1)]
         return np.concatenate([np.ravel(part) for part in (*by_format, *border)])
 
-    def _layers(self, widths: np.ndarray, step: np.ndarray) -> np.ndarray:
+    def _layers(self, table: np.ndarray, step: np.ndarray) -> np.ndarray:
         """The features of every layer, float64 [points, 9]."""
-        geometry = self.geometry
-        channels = np.where(self._depthwise, widths, geometry.constant + geometry.matrix @ widths)
+        geometry, widths = self.geometry, table[:, self.space.column("width")].astype(float)
+        channels = np.where(self._depthwise, widths, geometry.inputs(table))
         inputs = [_round_up(channels, step), _round_up(channels, 2 * step)]
         outputs = [_round_up(widths, step), _round_up(widths, 2 * step)]
         macs = [
@@ -87,14 +87,18 @@ class LatencyFeatures:
         columns = [self.space.column("weight_bits"), self.space.column("activation_bits")]
         return table[:, columns].astype(np.int8).tobytes()
 
-    def _formats_of(self, bits: bytes) -> "Formats":
+    def _formats_of(self, bits: bytes, left_out: frozenset[str]) -> "Formats":
         table = np.frombuffer(bits, dtype=np.int8).reshape(-1, 2)
         network = self.space.network
+        gone = {name for b in network.blocks if b.name in left_out for name in b.layers}
         names = [layer.name for layer in network.layers]
-        decided = dict(zip(names, (int(value) for value in table[:, 1]), strict=True))
-        enabled = {name: b < NOT_QUANTIZED for name, b in point_bits(network.points, decided).items()}
+        decided = {name: int(bits) for name, bits in zip(names, table[:, 1], strict=True) if name not in gone}
+        points = [replace(p, layers=tuple(n for n in p.layers if n in decided)) for p in network.points]
+        enabled = {name: b < NOT_QUANTIZED for name, b in point_bits(points, decided).items()}
         integer = np.asarray((table < NOT_QUANTIZED).all(axis=1))
-        return Formats(integer, np.where(integer, *self.steps), self._borders(integer, enabled))
+        present = np.array([name in decided for name in names], dtype=float)
+        border = self._borders(integer, enabled) * [block not in left_out for block in self.tensors.block]
+        return Formats(integer, present, np.where(integer, *self.steps), border)
 
     def _borders(self, integer: np.ndarray, enabled: Mapping[str, bool]) -> np.ndarray:
         """Which tensors are [quantized, restored, merged in integers, in floats, across]; [5, tensors]."""
@@ -119,12 +123,13 @@ class Formats:
 
     Attributes:
         integer: bool [points].
+        present: 1 for layers that are there, 0 for those that are left out; float64 [points].
         step: channel step of each layer, float64 [points].
         border: float64 [5, tensors], see `LatencyFeatures`.
     """
 
-    def __init__(self, integer: np.ndarray, step: np.ndarray, border: np.ndarray):
-        self.integer, self.step, self.border = integer, step, border
+    def __init__(self, integer: np.ndarray, present: np.ndarray, step: np.ndarray, border: np.ndarray):
+        self.integer, self.present, self.step, self.border = integer, present, step, border
 
 
 def _class_of(layer: Layer) -> tuple[Hashable, ...]:

@@ -39,19 +39,21 @@ def random_table(space: Space, rng: np.random.Generator) -> np.ndarray:
 
     Widths scatter around a common level, as those of a search do: with independent widths every policy
     would cost about the same. A third of the policies has the fewest bits everywhere, a sixth the most, and
-    the others draw bits layer by layer.
+    the others draw bits layer by layer. Where residual blocks may go, each policy leaves out its own share.
     """
     partial = space.empty()
     level, scatter = rng.uniform(0.05, 1.0), rng.uniform(0.0, 0.4)
     style = rng.choice(["fewest", "most", "mixed"], p=[1 / 3, 1 / 6, 1 / 2])
     few = {"fewest": 1.0, "most": 0.0, "mixed": rng.uniform(0.3, 1.0)}[style]
-    width = space.column("width")
+    width, gone = space.column("width"), rng.uniform(0.0, 0.9)
     for row, column in np.ndindex(space.decider.shape):
         if partial.decided[row, column] or space.decider[row, column] != row:
             continue
         values = space.legal(row, column, partial)
         if column == width:
             place = int(np.clip((level + scatter * rng.normal()) * len(values), 0, len(values) - 1))
+        elif space.knobs[column].name == "block":
+            place = int(rng.random() >= gone)
         else:
             place = 0 if rng.random() < few else int(rng.integers(1, len(values)))
         partial = space.decide(partial, row, column, values[place])

@@ -24,6 +24,7 @@ class Tensors:
         writer: int64 [tensors]; row of the layer that writes the tensor, -1 for a sum or concatenation.
         point: name of the quantization point behind each tensor, "" where there is none.
         operands: names of the points in front of a merge; () for what a layer writes.
+        block: name of the residual block without which the tensor is not there, "" where there is none.
     """
 
     channels: np.ndarray
@@ -32,6 +33,7 @@ class Tensors:
     writer: np.ndarray
     point: tuple[str, ...]
     operands: tuple[tuple[str, ...], ...]
+    block: tuple[str, ...]
 
     def elements(self, widths: np.ndarray) -> np.ndarray:
         """Elements of every tensor for output widths [points]; float64 [tensors]."""
@@ -42,7 +44,8 @@ def find_tensors(space: Space) -> Tensors:
     """Walk the traced graph once and note each tensor that a layer or a merge writes."""
     network = space.network
     sources = _channel_sources(space)
-    rows: list[tuple[np.ndarray, float, float, int, str, tuple[str, ...]]] = []
+    block_of = {node: block.name for block in network.blocks for node in (*block.nodes, block.sum)}
+    rows: list[tuple[np.ndarray, float, float, int, str, tuple[str, ...], str]] = []
     for node in network.module.graph.nodes:
         layer = str(node.target) if node.op == "call_module" else ""
         row = space.row(layer) if layer in {v.name for v in network.layers} else -1
@@ -50,10 +53,11 @@ def find_tensors(space: Space) -> Tensors:
             continue
         vector, constant = sources[node]
         pixels = float(np.prod(shape_of(node)[2:]))
-        rows.append((vector, constant, pixels, row, _point_behind(node), _points_before(node, row)))
-    vectors, constants, pixels, writers, points, operands = zip(*rows, strict=True)
+        behind, before = _point_behind(node), _points_before(node, row)
+        rows.append((vector, constant, pixels, row, behind, before, block_of.get(node.name, "")))
+    vectors, constants, pixels, writers, points, operands, blocks = zip(*rows, strict=True)
     return Tensors(
-        np.stack(vectors), np.array(constants), np.array(pixels), np.array(writers), points, operands
+        np.stack(vectors), np.array(constants), np.array(pixels), np.array(writers), points, operands, blocks
     )
 
 

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from torch import fx
 
+from amc.decomposition.clustered_conv import ClusteredConv2d
+from amc.decomposition.low_rank import Chain
 from amc.export.grid import Grid, grid_of
 from amc.export.registry import NO_ENDING, Ending, target_of
 from amc.export.simplify import CLIPS, bypass, simplify
@@ -12,7 +14,7 @@ from amc.export.tflite.layers import CONVOLUTIONS, LINEARS
 from amc.export.walk import Plan
 from amc.quantization.modules import ActivationQuantizer
 
-FUSING = {*CONVOLUTIONS, *LINEARS, *ADD, *SUB, *MUL, *DIV}
+FUSING = {*CONVOLUTIONS, Chain, ClusteredConv2d, *LINEARS, *ADD, *SUB, *MUL, *DIV}
 """Operations whose TFLite operators end with a clip."""
 
 

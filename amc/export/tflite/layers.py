@@ -17,7 +17,7 @@ from amc.export.tflite.registry import handles
 from amc.export.tflite.windows import Window, slide
 from amc.export.value import Value
 from amc.graph import ChannelPad
-from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, UniformWeightQuantizer
 
 CONVOLUTIONS = (nn.Conv2d, QuantizedConv2d)
 LINEARS = (nn.Linear, QuantizedLinear)
@@ -84,6 +84,7 @@ def operands(g: TfliteGraph, call: Call, axis: int) -> tuple[Value, Value, Value
         plain = folding.float64(layer.weight)
         plain = plain * folding.per_row(affine.factor, plain)
         return g.floats(call.x), g.stored(stored_weight(plain, axis)), g.constant(bias), None
+    assert isinstance(layer.quantizer, UniformWeightQuantizer)  # others are floats by now
     codes = layer.quantizer.codes(layer.weight).cpu().numpy()
     codes, scale = folding.fold_codes(codes, folding.float64(layer.quantizer.scale), affine)
     if call.x.grid is None or call.ending.grid is None or not _fits(scale, call.x.grid, call.ending.grid):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, fx
 
 # Imported because they register their handlers.
-from amc.export.tflite import activations, layers, shapes  # noqa: F401
+from amc.export.tflite import activations, chains, layers, shapes  # noqa: F401
 from amc.export.tflite.fusing import plan
 from amc.export.tflite.graph import TfliteGraph
 from amc.export.tflite.registry import handles

@@ -1,0 +1,1 @@
+"""Operators that replace a convolution: low-rank chains, filter groups, clustered kernels."""

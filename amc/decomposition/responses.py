@@ -1,0 +1,73 @@
+"""Closed-form calibration: the last factor of a decomposition is fitted to the layer's original responses.
+
+With H = X A^T the responses of the first factor A and Y = X_0 W^T the original ones, the second factor is
+P = argmin || Y - H P^T ||^2 = Y^T H (H^T H)^-1 (response reconstruction after Zhang, Zou, He and Sun, 2016).
+Both products follow from the second moments of the original inputs, which are computed once a network, so
+that no policy needs another forward pass. The inputs are those of the original network: what the layers in
+front do to them is not seen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amc.pruning.reconstruction import InputMoments, weight_columns
+
+RIDGE = 1e-6
+"""Added to the diagonal of H^T H, relative to its mean."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The original responses of the output channels that are left, as far as a fit needs them.
+
+    Attributes:
+        second: second moment of the inputs that are left, float64 [d, d]; d = kept inputs x kernel.
+        cross: moment of those inputs and the original outputs, float64 [d, out].
+        mean: of the inputs that are left, float64 [d]; zero where no intercept is free.
+        wanted: mean of the original outputs, float64 [out].
+    """
+
+    second: Tensor
+    cross: Tensor
+    mean: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def of(
+        cls, weight: Tensor, moments: InputMoments, inputs: Tensor | None, outputs: Tensor | None
+    ) -> "Responses":
+        """From the original weight [out, in, ...], its input moments and the channels that are left."""
+        kept = torch.arange(weight.shape[1]) if inputs is None else inputs
+        columns = weight_columns(weight, kept)
+        rows = weight.detach() if outputs is None else weight.detach()[outputs]
+        flat = rows.reshape(len(rows), -1).double().cpu()
+        seen = moments.second[columns]
+        return cls(seen[:, columns], seen @ flat.T, moments.mean[columns], flat @ moments.mean)
+
+    def fit(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """The best second factor for a first one.
+
+        Args:
+            basis: kernels of the first factor, float64 [m, in, kh, kw].
+
+        Returns:
+            P, float64 [out, m], and what a bias must gain to keep the mean output, [out].
+        """
+        flat = basis.reshape(len(basis), -1)
+        normal = flat @ self.second @ flat.T
+        # A component that never responds would make the matrix singular; its column becomes 0.
+        ridge = RIDGE * normal.diagonal().mean().clamp_min(1e-12)
+        normal = normal + ridge * torch.eye(len(normal), dtype=normal.dtype)
+        mixing = torch.linalg.solve(normal, flat @ self.cross).T
+        return mixing, self.wanted - mixing @ (flat @ self.mean)
+
+    def error(self, weight: Tensor) -> float:
+        """Mean squared difference from the original responses, up to a constant that no weight changes.
+
+        Args:
+            weight: [out, in, kh, kw] of the channels that are left.
+        """
+        flat = weight.detach().reshape(len(weight), -1).double().cpu()
+        return float((flat @ self.second * flat).sum() - 2 * (flat.T * self.cross).sum())
