@@ -1,5 +1,6 @@
 """The replay buffer that credits every decision of an episode with the episode's reward."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,17 @@ FULL_CREDIT_LENGTH = 15
 return that the critic regresses stays of the order of 15 rewards for any network depth."""
 
 
+def softened(reward: float) -> float:
+    """What is learned instead of a reward: below -1 only the logarithm counts, with the same slope at -1.
+
+    A policy that loses 40 points beyond an allowed drop is paid -40, and one squared error of that size
+    outweighs everything that a critic knows about the policies worth having. The order stays what it was.
+    """
+    return reward if reward >= -1.0 else -1.0 - math.log(-reward)
+
+
 class EpisodeRewardBuffer(ReplayBuffer):
-    """Writes the reward of an episode on all of its rows when the episode ends.
+    """Writes the softened reward of an episode on all of its rows when the episode ends.
 
     The reward of a compression policy is known only when the network is complete. Written on every row,
     one-step targets carry it to the first decision at once (AMC, arXiv 1802.03494, does the same); a
@@ -71,9 +81,23 @@ class EpisodeRewardBuffer(ReplayBuffer):
         length = int(self._open_rows[column])
         # An episode longer than the buffer has overwritten its own beginning.
         rows = (last_row - np.arange(min(length, self.buffer_size))) % self.buffer_size
-        self.rewards[rows, column] = self._open_return[column] * min(1.0, FULL_CREDIT_LENGTH / length)
+        reward = softened(float(self._open_return[column]))
+        self.rewards[rows, column] = reward * min(1.0, FULL_CREDIT_LENGTH / length)
         self.closed[rows, column] = True
         self._open_rows[column], self._open_return[column] = 0, 0.0
+
+    def episodes(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """All ended episodes, where there is one column and every episode has the same length.
+
+        Args:
+            length: rows of an episode, T; the buffer's size is a multiple of it.
+
+        Returns:
+            Executed actions [n, T, K] and what they are credited with [n].
+        """
+        n = self.size() // length
+        actions = self.actions[: n * length, 0].reshape(n, length, -1)
+        return actions, self.rewards[: n * length : length, 0]
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Draw transitions of ended episodes uniformly, with replacement.

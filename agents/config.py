@@ -18,11 +18,15 @@ class AgentConfig:
     """How policies are proposed, and how the agent learns from their rewards."""
 
     algorithm: str = "ddpg"
-    """Who proposes: ddpg, td3, sac, random, or uniform."""
+    """Who proposes: ddpg, td3, sac, evolution, bayes, cbo (bayes and cbo: extra bayes), random, or the fixed
+    uniform, shallow (prunes shallow layers more) and deep."""
     seed: int = 0
     """Seeds the weights, the exploration and the replay sampling; the same seed gives the same search."""
-    warmup_evaluations: int = 20
+    warmup_evaluations: int = 10
     """Evaluations drawn around the uniform policy before the actor proposes; at most half of the budget."""
+    candidates: int = 256
+    """Noisy candidates that a Gaussian process ranks for each evaluation after the warm-up (ddpg, td3, sac);
+    1 takes the first one unseen, as the paper does."""
     sigma_start: float = 0.3
     """Exploration noise (standard deviation on the action scale -1 to 1) in the warm-up and just after it."""
     sigma_end: float = 0.05
@@ -54,6 +58,7 @@ class AgentConfig:
             self,
             seed=self.seed >= 0,
             warmup_evaluations=self.warmup_evaluations >= 0,
+            candidates=self.candidates >= 1,
             sigma_start=0.0 < self.sigma_start <= 10.0,
             sigma_end=0.0 < self.sigma_end <= self.sigma_start,
             schedule_evaluations=self.schedule_evaluations is None or self.schedule_evaluations >= 1,
@@ -88,7 +93,9 @@ class SearchConfig:
     checkpoint_every: int = 10
     """Evaluations between two checkpoints; fewer only shortens a resume, nothing is lost in between."""
     proposals_per_round: int = 1
-    """Policies proposed at once and evaluated together, for example one a worker."""
+    """Policies proposed at once and evaluated together; at least one a worker."""
+    workers: int = 1
+    """Processes that evaluate, one thread each; N of them have N policies proposed before any is judged."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -102,4 +109,10 @@ class SearchConfig:
             time_budget=self.time_budget is None or self.time_budget > 0.0,
             checkpoint_every=self.checkpoint_every >= 1,
             proposals_per_round=self.proposals_per_round >= 1,
+            workers=self.workers >= 1,
         )
+
+    @property
+    def at_once(self) -> int:
+        """Policies proposed before the rewards of any of them are known."""
+        return max(self.proposals_per_round, self.workers)

@@ -135,7 +135,7 @@ class EpisodicAgent(OffPolicyAlgorithm):
             float32 [K] in [-1, 1].
         """
         sigma = self.exploration.sigma(episode)
-        if episode < max(1, self.exploration.warmup):
+        if self.exploration.warming_up(episode):
             centre = np.zeros(self.action_space.shape or (), dtype=np.float32)
             return truncated_normal(self.exploration_rng, centre, sigma)
         return self._explore_around_actor(observation, sigma)
@@ -177,7 +177,7 @@ class EpisodicAgent(OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Update actor and critic `gradient_steps * updates_per_transition` times; nothing in the warm-up."""
-        if self._episode_num >= max(1, self.exploration.warmup):
+        if not self.exploration.warming_up(self._episode_num):
             super().train(gradient_steps * self.updates_per_transition, batch_size)
 
     def learn_episode(self, observations: np.ndarray, actions: np.ndarray, reward: float) -> None:

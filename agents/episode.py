@@ -56,3 +56,9 @@ def play(walk: WalkLike, act: Callable[[np.ndarray], np.ndarray]) -> Episode:
         observations.append(observation)
         actions.append(executed)
     return Episode(np.stack(observations), np.stack(actions), walk.policy())
+
+
+def play_sequence(walk: WalkLike, actions: np.ndarray) -> Episode:
+    """Play one episode with actions [T, K] that were chosen before it began."""
+    steps = iter(actions)
+    return play(walk, lambda observation: next(steps))

@@ -27,6 +27,10 @@ class Exploration:
     sigma_end: float = 0.05
     settled: int = 10
 
+    def warming_up(self, episode: int) -> bool:
+        """Whether an episode (counted from 0) is drawn around the uniform policy; the first always is."""
+        return episode < max(1, self.warmup)
+
     def sigma(self, episode: int) -> float:
         """Standard deviation of an episode (counted from 0); 0 for the first, which is the uniform policy."""
         if episode == 0:

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from amc.policy import CompressionPolicy
+from amc.policy import REMOVED, CompressionPolicy
 
 
 def policy_figure(
@@ -73,7 +73,7 @@ def _heights(policy: CompressionPolicy, original_widths: Mapping[str, int] | Non
     if original_widths is not None:
         known = keep_ratios(policy, original_widths)
     full = 1.0 if original_widths is not None else max(known.values(), default=1.0)
-    return [known.get(decision.point, full) for decision in policy.decisions]
+    return [0.0 if d.operator == REMOVED else known.get(d.point, full) for d in policy.decisions]
 
 
 def _axes(width: float, title: str) -> tuple[Figure, Axes]:

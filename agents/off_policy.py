@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import gymnasium
@@ -14,10 +15,12 @@ from stable_baselines3.common.logger import Logger
 
 from agents.config import AgentConfig
 from agents.ddpg import CompressionDDPG, CompressionSAC, CompressionTD3, EpisodicAgent, default_settings
-from agents.episode import Episode, WalkLike, play
+from agents.episode import Episode, WalkLike, play, play_sequence
 from agents.masked_policy import MaskedPolicy
+from agents.screening import draw_candidates, most_promising
 from agents.searcher import State, register_searcher
 from agents.state import load_model_state, model_state
+from agents.threads import one_thread
 from amc.evaluate import Evaluation
 from amc.policy import CompressionPolicy
 
@@ -32,21 +35,12 @@ class _Spaces(gymnasium.Env[np.ndarray, np.ndarray]):
         self.action_space = spaces.Box(-1.0, 1.0, (walk.action_size,))
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Networks this small train faster on one core, and the result no longer depends on the machine's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class OffPolicySearcher:
     """Proposes the episodes of an off-policy agent and trains it on the rewards.
 
-    Several proposals may be open at once: they are then drawn from one actor, and told in order.
+    After the warm-up a Gaussian process over all episodes so far ranks noisy candidates, and the most
+    promising one is proposed; the actor learns from what was executed. Several proposals may be open at
+    once: they are then drawn from one actor, and told in order.
     """
 
     def __init__(
@@ -61,6 +55,7 @@ class OffPolicySearcher:
             budget_evaluations: evaluations that the whole search may spend.
         """
         self._walk = walk
+        self._candidates = config.candidates
         self._open: deque[Episode] = deque()
         self._asked = 0
         self._losses: dict[str, float] = {}
@@ -76,7 +71,7 @@ class OffPolicySearcher:
         outside = torch.get_rng_state()
         torch.set_rng_state(self._torch_rng)
         try:
-            with _one_thread():
+            with one_thread():
                 yield
         finally:
             self._torch_rng = torch.get_rng_state()
@@ -84,14 +79,33 @@ class OffPolicySearcher:
 
     def ask(self, n: int) -> list[CompressionPolicy]:
         """Play `n` episodes with the actor and the noise of their turn."""
+        policies = []
         with self._own_torch():
-            episodes = [self._play() for _ in range(n)]
-        self._open.extend(episodes)
-        return [episode.policy for episode in episodes]
+            for _ in range(n):
+                self._open.append(self._play())
+                policies.append(self._open[-1].policy)
+        return policies
 
     def _play(self) -> Episode:
         number, self._asked = self._asked, self._asked + 1
-        return play(self._walk, lambda observation: self.model.explore(observation, number))
+        nothing_told = self.model.buffer.size() == 0
+        if self._candidates == 1 or nothing_told or self.model.exploration.warming_up(number):
+            return play(self._walk, lambda observation: self.model.explore(observation, number))
+        return self._play_screened(self.model.exploration.sigma(number))
+
+    def _play_screened(self, sigma: float) -> Episode:
+        """The most promising candidate that has not been executed yet; the first, if all have been."""
+        told, values = self.model.buffer.episodes(self._walk.length)
+        own = play(self._walk, lambda observation: self.model.predict(observation, deterministic=True)[0])
+        rng = self.model.exploration_rng
+        candidates = draw_candidates(rng, own.actions, told, values, self._candidates, sigma)
+        still_open = [episode.actions for episode in self._open]
+        known = {actions.tobytes() for actions in (*told, *still_open)}
+        ordered = most_promising(candidates, told, values, still_open)
+        episodes = (play_sequence(self._walk, actions) for actions in ordered)
+        first = next(episodes)
+        new = (each for each in chain([first], episodes) if each.actions.tobytes() not in known)
+        return next(new, first)
 
     def tell(self, evaluations: Sequence[Evaluation], rewards: Sequence[float]) -> None:
         """Write the oldest open episodes into the replay buffer, and train T updates after each."""

@@ -21,6 +21,7 @@ from agents.report_text import (
     status,
     verdict,
 )
+from amc.policy import REMOVED
 
 
 def run_sections(record: Record) -> str:
@@ -162,7 +163,10 @@ def _policy(record: Record) -> str:
     drawing = figure_html(best_policy_figure(record), "The best policy, one bar a layer", caption)
     knobs = list(dict.fromkeys(knob for each in best.policy.decisions for knob in each.values))
     rows = [
-        [escape(each.point), *(_decision(knob, each.values.get(knob), each.point, widths) for knob in knobs)]
+        [
+            escape(each.point) + ("<small>left out</small>" if each.operator == REMOVED else ""),
+            *(_decision(knob, each.values.get(knob), each.point, widths) for knob in knobs),
+        ]
         for each in best.policy.decisions
     ]
     table = table_html(["layer", *(knob.replace("_", " ") for knob in knobs)], rows)

@@ -12,8 +12,9 @@ COST_NAMES = {
     "size": "size",
     "bops": "bit-operations",
     "latency": "latency",
+    "nonzeros": "non-zero weights",
 }
-_UNITS = {"macs": "MACs", "params": "", "size": "B", "bops": "bit-ops"}
+_UNITS = {"macs": "MACs", "params": "", "size": "B", "bops": "bit-ops", "nonzeros": ""}
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -107,7 +108,7 @@ def verdict(record: Record) -> list[str]:
         first = _score_verdict(record)
     else:
         first = _cost_verdict(record)
-    return [first, *_latency_verdict(record), *_test_verdict(record)]
+    return [first, *_sparsity_verdict(record), *_latency_verdict(record), *_test_verdict(record)]
 
 
 def _evaluations(record: Record) -> str:
@@ -164,6 +165,17 @@ def _miss_verdict(record: Record) -> str:
         f"{cost_text('latency', limit, latency, record.latency_unit)}: the fastest takes "
         f"{cost_text('latency', latency, latency, record.latency_unit)}."
     )
+
+
+def _sparsity_verdict(record: Record) -> list[str]:
+    """What single zeros in the weights are not worth."""
+    densities = record.best.policy.values("density") if record.best else {}
+    if all(density == 100 for density in densities.values()):
+        return []
+    return [
+        "Its zeros are single weights, spread over all channels: no CPU target here runs it faster for them, "
+        "and only a packed file is smaller."
+    ]
 
 
 def _latency_verdict(record: Record) -> list[str]:

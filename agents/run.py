@@ -20,6 +20,7 @@ from agents.search import POLICY_FILE, Callback, SearchResult, search
 from agents.searcher import Searcher, check_searcher, make_searcher
 from agents.source import load_source, prepare_device
 from agents.tensorboard import TensorBoardWriter
+from agents.workers import evaluating_with
 from amc.costs.latency.sampling import Progress
 from amc.errors import UserError
 from amc.evaluate import Evaluator
@@ -116,19 +117,21 @@ class Run:
         writer = TensorBoardWriter(self.folder, self.log, self.config.flat(), widths)
         settings, final = self.config.search, dict[str, float]()
         try:
-            result = search(
-                self.searcher,
-                self.evaluator,
-                self.problem.make_reward(),
-                self.log,
-                budget_evaluations=settings.evaluations,
-                time_budget=settings.time_budget,
-                checkpoint_every=settings.checkpoint_every,
-                proposals_per_round=settings.proposals_per_round,
-                callbacks=(writer, *callbacks),
-                stop=stop,
-                latency=self.problem.confirmation(),
-            )
+            with evaluating_with(self.evaluator, settings.workers) as evaluate:
+                result = search(
+                    self.searcher,
+                    evaluate,
+                    self.problem.make_reward(),
+                    self.log,
+                    budget_evaluations=settings.evaluations,
+                    time_budget=settings.time_budget,
+                    checkpoint_every=settings.checkpoint_every,
+                    proposals_per_round=settings.at_once,
+                    callbacks=(writer, *callbacks),
+                    stop=stop,
+                    latency=self.problem.confirmation(),
+                    limits={budget.cost.name: budget.limit for budget in self.problem.budgets},
+                )
             if result.ending != "interrupted":
                 final = final_figures(result, self.outcomes())
         finally:
@@ -182,7 +185,7 @@ def start_run(
         UserError: anything does not fit.
     """
     check_new_folder(folder)
-    check_searcher(config.agent.algorithm)
+    check_searcher(config.agent.algorithm, config.problem.goal)
     problem = _open_problem(config, model, task, progress=progress)
     try:
         if problem.walk().length == 0:
@@ -218,6 +221,7 @@ def load_run(
         UserError: the folder holds no run, or what it names is gone or not what it was.
     """
     config = continued(read_config(folder), evaluations, time_budget)
+    check_searcher(config.agent.algorithm)
     facts = read_facts(folder)
     measured = read_latency(folder)
     samples = measured.samples if measured else ()

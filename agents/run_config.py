@@ -31,13 +31,14 @@ class SourceConfig:
     width: float = 1.0
     """Multiplier of all channel counts that the network was trained with."""
     data: str = "digits"
-    """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory."""
+    """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory; with
+    boxes: shapes, voc."""
     data_root: Path = Path("data")
-    """Folder that holds cifar-10-batches-py."""
+    """Folder that holds cifar-10-batches-py, or data in VOC's layout."""
     side: int | None = None
     """Height and width in pixels for data that can be resized: digits (32 by default), folders (224)."""
     task: str = "classification"
-    """Loss and score: classification, or package.module:factory."""
+    """Loss and score: classification, detection, or package.module:factory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are scored and trained; latency is always measured on the CPU target."""
     threads: int = 0

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -77,6 +77,7 @@ def search(
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
     latency: Latency | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> SearchResult:
     """Search until the budget is spent, from wherever the log and the checkpoint beside it end.
 
@@ -97,6 +98,8 @@ def search(
         callbacks: called with each new row, not with rows that the log already held.
         stop: asked before each round.
         latency: under a latency budget; what would be the best is measured before its reward is stored.
+        limits: cost name to the most that it may be; a policy that costs more is never the best. Most
+            searchers propose no such policies.
 
     Raises:
         UserError: the log or the checkpoint belongs to another configuration or seed, or a reward is not
@@ -104,7 +107,7 @@ def search(
     """
     _check_rewards(reward, log)
     _write_best(log)
-    loop = _Loop(searcher, evaluate, reward, log, callbacks, checkpoint_every, latency)
+    loop = _Loop(searcher, evaluate, reward, log, callbacks, checkpoint_every, latency, limits or {})
     try:
         ending = _run(loop, budget_evaluations, proposals_per_round, _Pace(time_budget, log), stop)
     except KeyboardInterrupt:
@@ -163,9 +166,10 @@ class _Loop:
         callbacks: Sequence[Callback],
         checkpoint_every: int,
         latency: Latency | None,
+        limits: Mapping[str, float],
     ):
         self.searcher, self.evaluate, self.reward, self.log = searcher, evaluate, reward, log
-        self.latency = latency
+        self.latency, self.limits = latency, limits
         self.callbacks, self.checkpoint_every = callbacks, checkpoint_every
         self.folder = log.path.parent / CHECKPOINT_FOLDER
         self.told = self.saved = 0
@@ -213,8 +217,7 @@ class _Loop:
                 f"The reward of evaluation {index} is {reward}, not a finite number; its score is "
                 f"{measured.score} and its costs are {measured.costs}."
             )
-        feasible = self.latency is None or self.latency.keeps(measured)
-        row = self.log.add(measured, reward, self.searcher.metrics(index), feasible)
+        row = self.log.add(measured, reward, self.searcher.metrics(index), self._feasible(measured))
         if row.best_index == index:
             _write_best(self.log)
         for callback in self.callbacks:
@@ -233,6 +236,10 @@ class _Loop:
         measured = self.latency.measure(evaluation)
         seconds = evaluation.seconds + time.perf_counter() - started
         return replace(measured, seconds=seconds), self.reward(measured)
+
+    def _feasible(self, evaluation: Evaluation) -> bool:
+        within = all(evaluation.costs[name] <= limit for name, limit in self.limits.items())
+        return within and (self.latency is None or self.latency.keeps(evaluation))
 
     def _learn(self, rows: Sequence[Row]) -> None:
         if self.latency is not None:

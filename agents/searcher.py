@@ -1,6 +1,8 @@
 """Searchers: whatever proposes policies and learns from their rewards, behind one small protocol."""
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,14 +44,40 @@ class Searcher(Protocol):
 SearcherFactory = Callable[[WalkLike, AgentConfig, int], Searcher]
 """Walk, settings and evaluation budget to a searcher."""
 
-_FACTORIES: dict[str, SearcherFactory] = {}
+
+@dataclass(frozen=True)
+class Registration:
+    """What is known of a searcher without building it.
+
+    Attributes:
+        factory: builds it.
+        package: the optional package that it needs, "" for none.
+        extra: the extra that brings the package.
+        goals: what it can search for.
+    """
+
+    factory: SearcherFactory
+    package: str
+    extra: str
+    goals: tuple[str, ...]
 
 
-def register_searcher(name: str) -> Callable[[SearcherFactory], SearcherFactory]:
-    """Make a searcher known as `--algorithm name`; use it as a decorator of its factory or class."""
+_SEARCHERS: dict[str, Registration] = {}
+
+
+def register_searcher(
+    name: str, *, package: str = "", extra: str = "", goals: tuple[str, ...] = ("accuracy", "cost")
+) -> Callable[[SearcherFactory], SearcherFactory]:
+    """Make a searcher known as `--algorithm name`; use it as a decorator of its factory or class.
+
+    Args:
+        name: unique.
+        package, extra: an optional package that it needs, and the extra that brings it.
+        goals: what it can search for.
+    """
 
     def register(factory: SearcherFactory) -> SearcherFactory:
-        _FACTORIES[name] = factory
+        _SEARCHERS[name] = Registration(factory, package, extra, goals)
         return factory
 
     return register
@@ -58,30 +86,43 @@ def register_searcher(name: str) -> Callable[[SearcherFactory], SearcherFactory]
 def searcher_names() -> list[str]:
     """The registered names, sorted."""
     # Imported late: stable-baselines3 takes seconds to import, and reading a log needs none of it.
+    import agents.bayes.constrained
+    import agents.bayes.plain
+    import agents.evolution
+    import agents.heuristic
     import agents.off_policy  # noqa: F401
 
-    return sorted(_FACTORIES)
+    return sorted(_SEARCHERS)
 
 
-def check_searcher(name: str) -> None:
-    """Refuse an unknown searcher, before anything is built for it.
+def check_searcher(name: str, goal: str | None = None) -> None:
+    """Refuse a searcher that cannot work, before anything is built for it.
+
+    Args:
+        name: the searcher.
+        goal: what is searched for, if that is known.
 
     Raises:
-        UserError: there is no such searcher.
+        UserError: there is no such searcher, its package is not installed, or it knows no such goal.
     """
     names = searcher_names()
     if name not in names:
         raise UserError(f"There is no searcher '{name}'; choose one of {', '.join(names)}.")
+    searcher = _SEARCHERS[name]
+    if searcher.package and importlib.util.find_spec(searcher.package) is None:
+        raise UserError(f'The searcher {name} needs a package: pip install "amc-compress[{searcher.extra}]".')
+    if goal is not None and goal not in searcher.goals:
+        raise UserError(f"The searcher {name} knows no --goal {goal}; choose another --algorithm.")
 
 
 def make_searcher(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> Searcher:
     """Build the searcher that `config.algorithm` names.
 
     Raises:
-        UserError: there is no such searcher.
+        UserError: there is no such searcher, or its package is not installed.
     """
     check_searcher(config.algorithm)
-    return _FACTORIES[config.algorithm](walk, config, budget_evaluations)
+    return _SEARCHERS[config.algorithm].factory(walk, config, budget_evaluations)
 
 
 def _uniform(walk: WalkLike) -> CompressionPolicy:

@@ -6,10 +6,10 @@ from torch import nn
 from agents.run_config import SourceConfig
 from amc.data import load_data
 from amc.errors import UserError
-from amc.models import build_model, check_fits, list_models
+from amc.models import build_model, list_models
 from amc.models.weights import load_state, read_weights
 from amc.tasks import load_task
-from amc.tasks.base import Task
+from amc.tasks.base import ModelCheck, Task
 
 SMALL_SIDE = 64
 """Images up to this side skip the early strides that networks for large images have."""
@@ -21,7 +21,7 @@ def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
     Raises:
         UserError: model, weights, data or task is missing or does not fit.
     """
-    if source.weights is None and source.model in list_models():
+    if source.weights is None and source.model in list_models(None):
         raise UserError(
             f"{source.model} needs trained weights: pass --weights FILE (scripts/pretrain.py makes one)."
         )
@@ -32,8 +32,10 @@ def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
     model = build_model(source.model, data.classes, channels, source.width, height <= SMALL_SIDE)
     if source.weights is not None and weights is not None:
         load_state(model, weights, source.weights)
-    check_fits(model, source.model, data.shape, data.classes)
-    return model, load_task(source.task, data)
+    task = load_task(source.task, data)
+    if isinstance(task, ModelCheck):
+        task.check(model, source.model)
+    return model, task
 
 
 def prepare_device(source: SourceConfig) -> str:

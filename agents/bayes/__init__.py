@@ -1,0 +1,1 @@
+"""Bayesian optimisation on BoTorch, without and with constraints; the extra `bayes`."""

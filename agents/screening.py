@@ -1,0 +1,60 @@
+"""Screening: many noisy episodes, of which only the most promising one is played and evaluated."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from agents.exploration import truncated_normal
+from agents.gaussian_process import GaussianProcess
+
+ELITE_SHARE = 0.5
+"""Share of the candidates around the best episodes so far; the others lie around the actor's own walk."""
+
+ELITES = 5
+
+TRIES = 8
+"""Candidates, from the best on, among which one is looked for that has not been executed yet."""
+
+
+def draw_candidates(
+    rng: np.random.Generator, own: np.ndarray, told: np.ndarray, values: np.ndarray, count: int, sigma: float
+) -> np.ndarray:
+    """Action sequences around the actor's own walk and around the best episodes.
+
+    They are drawn without walking: noise does not hear what earlier decisions were rounded to, and so a
+    candidate costs next to nothing.
+
+    Args:
+        rng: source of the noise.
+        own: what the actor would do, [T, K].
+        told: executed actions of the episodes so far, [n, T, K].
+        values: what they were worth, [n].
+        count: how many to draw.
+        sigma: standard deviation of the noise.
+
+    Returns:
+        float32 [count, T, K] in [-1, 1].
+    """
+    around_best = int(count * ELITE_SHARE)
+    best = told[np.argsort(-values, kind="stable")[:ELITES]]
+    chosen = best[rng.integers(len(best), size=around_best)]
+    centres = np.concatenate([np.repeat(own[None], count - around_best, axis=0), chosen])
+    return truncated_normal(rng, centres, sigma)
+
+
+def most_promising(
+    candidates: np.ndarray, told: np.ndarray, values: np.ndarray, still_open: Sequence[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The first candidates [T, K] by expected improvement, best first; at most `TRIES` of them.
+
+    Args:
+        candidates: action sequences, [m, T, K].
+        told: executed actions of the episodes so far, [n, T, K], n at least 1.
+        values: what they were worth, [n].
+        still_open: executed actions of episodes that have not been evaluated yet, each [T, K].
+    """
+    process = GaussianProcess(told.reshape(len(told), -1), values)
+    for actions in still_open:
+        process.believe(actions.reshape(-1))
+    gains = process.improvement(candidates.reshape(len(candidates), -1))
+    return iter(candidates[np.argsort(-gains, kind="stable")[:TRIES]])
