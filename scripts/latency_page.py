@@ -12,7 +12,7 @@ from amc.files import write_atomically
 from scripts.cli import run
 from scripts.latency_page_targets import arm, predictor, profiles
 from scripts.latency_plots import Points, curves_png
-from scripts.latency_rows import HEADLINE_EPOCHS, TUNED_EPOCHS, plan
+from scripts.latency_rows import BLOCKS_EPOCHS, BLOCKS_STEPS, HEADLINE_EPOCHS, TUNED_EPOCHS, plan
 from scripts.latency_words import (
     Row,
     comparison,
@@ -149,7 +149,7 @@ class Page:
         """Points of each panel by series."""
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
         tuned = (tuned_name(epochs) for epochs in (TUNED_EPOCHS, HEADLINE_EPOCHS))
-        names = ("joint", "uniform", "int8 only", *tuned)
+        names = ("joint", "uniform", "int8 only", *tuned, tuned_name(BLOCKS_EPOCHS, True))
         for row in rows:
             panel = panels.setdefault(
                 f"{row['network']}, {row['target']} ({row['label']})", {name: [] for name in names}
@@ -173,7 +173,8 @@ class Page:
             "No fine-tuning. The weights know the images of the reward split, so it reads higher than the "
             "test split. `prune` stays in fp32; `int8` keeps all channels; `prune-int8` searches widths in "
             "fp32 and then puts every layer in int8; `joint` decides both; `uniform` is the first policy of "
-            "the joint search.",
+            "the joint search; `blocks` decides widths, bits, and which residual blocks go, and scores each "
+            f"policy after {BLOCKS_STEPS} steps of training, which the accuracies here do not have.",
             markdown_table(headings, table),
             *same_searches(rows),
             made_by(rows),

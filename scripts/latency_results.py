@@ -1,9 +1,7 @@
 """Regenerate the figures of the latency results, row by row; may be cut at any moment and repeated."""
 
 import sys
-import time
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,8 @@ from scripts.latency_rows import LatencyResults, Spec, command, plan
 from scripts.latency_rows_search import joint_row
 from scripts.latency_rows_targets import arm_row, predictor_row, profile_row
 from scripts.latency_rows_tuned import curve_row, headline_row
-from scripts.results_page import origin, read_figures, save_figures
+from scripts.results_runner import Rows, Runner
 
-Rows = dict[str, dict[str, Any]]
 MAKERS: dict[str, Callable[[LatencyResults, Spec], dict[str, Any]]] = {
     "predictor": predictor_row,
     "profile": profile_row,
@@ -61,18 +58,19 @@ JOINT_KEYS = (
 
 def main(options: LatencyResults) -> None:
     """Make the missing rows of the latency results, in order; may be cut anywhere and repeated."""
-    specs = chosen(options)
-    figures = read_figures(options.out)
-    rows: Rows = figures.get("rows", {})
-    if options.list:
-        show(options, specs, rows)
-        return
-    missing = [spec for spec in specs if row_id(options, spec) not in rows]
-    check(options, missing)
-    torch.set_num_threads(options.threads)
-    failed = [spec.name for spec in missing if not add_row(options, spec, rows)]
-    if failed:
-        raise UserError(f"{len(failed)} of {len(missing)} rows could not be made: {', '.join(failed)}.")
+    runner(options).run(chosen(options), options.list)
+
+
+def runner(options: LatencyResults) -> Runner[Spec]:
+    """What makes and keeps the rows."""
+    return Runner(
+        options.out,
+        key=lambda spec: row_id(options, spec),
+        make=lambda spec: MAKERS[spec.part](options, spec),
+        about=lambda spec: {"label": options.label, "command": command(options, spec)},
+        summary=summary,
+        prepare=lambda missing: prepare(options, missing),
+    )
 
 
 def chosen(options: LatencyResults) -> list[Spec]:
@@ -81,14 +79,7 @@ def chosen(options: LatencyResults) -> list[Spec]:
     Raises:
         UserError: there are none.
     """
-    found = [
-        spec
-        for spec in plan()
-        if any(fnmatchcase(text, options.only) for text in (spec.name, row_id(options, spec)))
-    ]
-    if not found:
-        raise UserError(f"No row matches --only '{options.only}'; --list shows them all.")
-    return found
+    return runner(options).chosen(plan(), options.only)
 
 
 def row_id(options: LatencyResults, spec: Spec) -> str:
@@ -96,15 +87,8 @@ def row_id(options: LatencyResults, spec: Spec) -> str:
     return f"{spec.name}@{options.label}"
 
 
-def show(options: LatencyResults, specs: list[Spec], rows: Rows) -> None:
-    """Print every row's id, whether it is done, and the seconds that it took."""
-    for spec in specs:
-        key = row_id(options, spec)
-        print(f"done    {rows[key]['seconds']:8.1f} s  {key}" if key in rows else f"missing {'':10}  {key}")
-
-
-def check(options: LatencyResults, missing: list[Spec]) -> None:
-    """Refuse before any work what some row would only notice later.
+def prepare(options: LatencyResults, missing: list[Spec]) -> list[Spec]:
+    """Refuse before any work what some row would only notice later, and set the threads.
 
     Raises:
         UserError: weights or data are missing, or the thread count makes no sense.
@@ -118,23 +102,8 @@ def check(options: LatencyResults, missing: list[Spec]) -> None:
             )
     if any(spec.trained for spec in missing) and not options.data_root.is_dir():
         raise UserError(f"There is no folder {options.data_root} with cifar-10-batches-py: pass --data-root.")
-
-
-def add_row(options: LatencyResults, spec: Spec, rows: Rows) -> bool:
-    """Make one row and write the file; False, with a sentence, where the row cannot be made here."""
-    print(f"{spec.name} ...", file=sys.stderr)
-    started = time.perf_counter()
-    try:
-        found = MAKERS[spec.part](options, spec)
-    except UserError as error:
-        print(f"{spec.name}: {error}", file=sys.stderr)
-        return False
-    seconds = round(time.perf_counter() - started, 1)
-    about = {**spec.to_json(), "label": options.label, "command": command(options, spec)}
-    rows[row_id(options, spec)] = {**about, **found, "seconds": seconds, "origin": origin()}
-    save_figures(options.out, {**summary(rows), "rows": rows})
-    print(f"{spec.name}: {seconds:.1f} s", file=sys.stderr)
-    return True
+    torch.set_num_threads(options.threads)
+    return missing
 
 
 def summary(rows: Rows) -> dict[str, Any]:

@@ -2,13 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-from agents.run import Run, load_run, start_run
-from agents.run_config import CONFIG_FILE, RunConfig
+from agents.run import Run
 from agents.source import load_source, prepare_device
-from amc.errors import UserError
 from amc.policy import CompressionPolicy
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.targets import get_target
@@ -21,15 +17,9 @@ from scripts.latency_rows import (
     search_config,
     source,
 )
-from scripts.main_job import finished
-from scripts.progress import MeasuringProgress, SearchProgress
+from scripts.results_runs import Figures, Unreachable, searched
 
-Figures = dict[str, Any]
 FLOATS = (NOT_QUANTIZED,)
-
-
-class Unreachable(Exception):
-    """No legal network keeps a budget; says so in a sentence."""
 
 
 def joint_row(options: LatencyResults, spec: Spec) -> Figures:
@@ -47,7 +37,7 @@ def searched_variant(options: LatencyResults, spec: Spec) -> Figures:
     with opened(options, spec) as run:
         policy = run.log.rows[0].policy if spec.variant == "uniform" else run.best_policy
         only_floats = 8 not in run.problem.target.fast_bits
-        note = {"same_search_as": "prune"} if only_floats and spec.variant != "prune" else {}
+        note = {"same_search_as": "prune"} if only_floats and spec.variant in ("joint", "uniform") else {}
         return policy_figures(run.problem, policy, spec) | search_figures(run) | note
 
 
@@ -91,52 +81,16 @@ def prune_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
 
 @contextmanager
 def joint_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
-    """The finished search for widths and bits; that for widths where int8 brings nothing."""
+    """The finished search for widths and bits, and for blocks where the row says so.
+
+    Where int8 brings nothing, bits are no choice.
+    """
     with get_target(spec.target) as target:
         pays = 8 in target.fast_bits
     config = search_config(options, spec, float(spec.budget), () if pays else FLOATS)
-    with searched(run_folder(options, spec, "joint" if pays else "prune"), config) as run:
+    kind = "blocks" if spec.variant == "blocks" else "joint" if pays else "prune"
+    with searched(run_folder(options, spec, kind), config) as run:
         yield run
-
-
-@contextmanager
-def searched(folder: Path, config: RunConfig) -> Iterator[Run]:
-    """A finished run: opened, continued or made; closed at the end.
-
-    Raises:
-        Unreachable: no legal network keeps the budget.
-        KeyboardInterrupt: the search was interrupted.
-    """
-    run = opened(folder, config)
-    try:
-        if not finished(folder, config.search.evaluations):
-            complete(run)
-        yield run
-    finally:
-        run.problem.close()
-
-
-def opened(folder: Path, config: RunConfig) -> Run:
-    """The run of a folder, new or as it was left."""
-    if (folder / CONFIG_FILE).exists():
-        return load_run(folder, evaluations=config.search.evaluations)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with MeasuringProgress("measuring random policies") as measuring:
-        try:
-            return start_run(folder, config, progress=measuring)
-        except UserError as error:
-            # A figure of the comparison, unlike all else that can be wrong.
-            if "cannot be reached" in str(error):
-                raise Unreachable(str(error)) from error
-            raise
-
-
-def complete(run: Run) -> None:
-    """Spend the evaluations that are left."""
-    with SearchProgress(run.config.search.evaluations, run.log) as progress:
-        ending = run.search(callbacks=(progress,)).ending
-    if ending == "interrupted":
-        raise KeyboardInterrupt("; repeat the command to go on")
 
 
 def search_figures(run: Run) -> Figures:

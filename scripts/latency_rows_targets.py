@@ -12,7 +12,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import fx
 
-from amc.compress import ChannelPruning, Compressor, UniformActivations, UniformWeights, apply
+from amc.compress import ActivationQuantization, ChannelPruning, Compressor, WeightQuantization, apply
 from amc.costs.latency.fitting import make_predictor, sample_latencies
 from amc.costs.latency.predictor import Sample
 from amc.costs.latency.sampling import random_table
@@ -57,8 +57,8 @@ def subject(name: str, target: Target, bits: tuple[int, ...] = ()) -> Subject:
     ranking = rank_channels(network, config.importance)
     compressors: list[Compressor] = [
         ChannelPruning(ranking, knobs[0]),
-        UniformWeights(knobs[1]),
-        UniformActivations(knobs[2]),
+        WeightQuantization(knobs[1]),
+        ActivationQuantization(knobs[2]),
     ]
     return Subject(network, Space(network, knobs), compressors)
 

@@ -6,20 +6,18 @@ from pathlib import Path
 from agents.export import ORIGINAL_FILE
 from agents.run import load_run
 from amc.export.model import write_file
-from amc.files import read_json
-from scripts import fine_tune
 from scripts.benchmark import Benchmark, benchmark
 from scripts.latency_rows import (
+    BLOCKS_EPOCHS,
     HEADLINE_EPOCHS,
     HEADLINE_PROCESSES,
     TUNED_EPOCHS,
     LatencyResults,
     Spec,
 )
-from scripts.latency_rows_search import Figures, Unreachable, joint_search, policy_figures, search_figures
+from scripts.latency_rows_search import joint_search, policy_figures, search_figures
+from scripts.results_runs import Figures, Unreachable, tuned_figures, tuned_folder
 
-VIEWS = 3
-"""Augmented versions of the training images in a fine-tuning."""
 SPREAD_PROCESSES = 2
 """For a point of a curve: enough to see whether its latency repeats."""
 
@@ -27,7 +25,8 @@ SPREAD_PROCESSES = 2
 def headline_row(options: LatencyResults, spec: Spec) -> Figures:
     """The network of the headline: fine-tuned, exported, scored, and timed in fresh processes."""
     try:
-        return exported_figures(options, spec, HEADLINE_EPOCHS, HEADLINE_PROCESSES)
+        epochs = BLOCKS_EPOCHS if spec.variant == "blocks" else HEADLINE_EPOCHS
+        return exported_figures(options, spec, epochs, HEADLINE_PROCESSES)
     except Unreachable as sentence:
         return {"unreachable": str(sentence)}
 
@@ -68,33 +67,10 @@ class Tuned:
 
 def fine_tuned(run: Path, epochs: int, suffix: str) -> Tuned:
     """Fine-tune the best network of a run, or take what an earlier call made; an unfinished one goes on."""
-    folder = run / f"fine_tuned_{epochs}"
-    if not (folder / fine_tune.FIGURES_FILE).exists():
-        resume = (folder / fine_tune.CHECKPOINT_FILE).is_file()
-        fine_tune.main(recipe(run, folder, epochs, resume))
-    figures = read_json(folder / fine_tune.FIGURES_FILE)
-    assert isinstance(figures, dict)
+    figures, folder = tuned_figures(run, epochs), tuned_folder(run, epochs)
     names = [file["path"] for file in figures["files"] if file["path"].endswith(suffix)]
     # Where anything is quantized, the int8 file comes after the one in floats.
     return Tuned((folder / ORIGINAL_FILE).with_suffix(suffix), folder / names[-1], figures)
-
-
-def recipe(run: Path, folder: Path, epochs: int, resume: bool) -> fine_tune.FineTune:
-    """How published networks are fine-tuned: mostly in floats and on a few views, which halves the time.
-
-    Chosen before the first figure was seen, and not tuned.
-    """
-    return fine_tune.FineTune(
-        run,
-        folder,
-        epochs=epochs,
-        batch_size=128,
-        lr=0.05,
-        float_epochs=epochs - max(1, epochs // 6),
-        views=VIEWS,
-        force=True,
-        resume=resume,
-    )
 
 
 def exported_figures(options: LatencyResults, spec: Spec, epochs: int, processes: int) -> Figures:

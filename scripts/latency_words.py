@@ -94,7 +94,7 @@ def points_of(row: Row) -> list[tuple[str, tuple[float, float]]]:
     if "unreachable" in row:
         return []
     if "epochs" in row:
-        series = tuned_name(row["epochs"])
+        series = tuned_name(row["epochs"], row.get("variant") == "blocks")
         return [(series, (row["latency_ratio"], row["test_accuracy_exported"]))]
     if row["part"] == "curve":
         return [
@@ -105,6 +105,6 @@ def points_of(row: Row) -> list[tuple[str, tuple[float, float]]]:
     return [(series, (row["latency_ratio"], row["test_accuracy"]))] if known else []
 
 
-def tuned_name(epochs: int) -> str:
+def tuned_name(epochs: int, blocks: bool = False) -> str:
     """What a curve of networks after so many epochs of fine-tuning is called."""
-    return f"joint, {epochs} epochs"
+    return f"{'blocks' if blocks else 'joint'}, {epochs} epochs"

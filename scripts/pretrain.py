@@ -13,10 +13,11 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from amc.data import ImageData, load_data
+from amc.data import load_data
 from amc.errors import UserError
-from amc.models import build_model, check_fits, save_weights
-from amc.training import Epoch, Recipe, accuracy, fit
+from amc.models import build_model, save_weights
+from amc.tasks import ClassificationTask, ModelCheck, Task, load_task
+from amc.training import Epoch, Recipe, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console, run
 
@@ -33,11 +34,15 @@ class Pretrain:
     model: str = "digitsnet"
     """Network to train: a name (a wrong one is answered with the list) or package.module:factory."""
     data: str = "digits"
-    """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory."""
+    """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory; with
+    boxes: shapes, voc."""
+    task: str = "classification"
+    """Loss and score: classification, detection, or package.module:factory."""
     data_root: Path = Path("data")
-    """Folder that holds cifar-10-batches-py."""
+    """Folder that holds cifar-10-batches-py, or data in VOC's layout."""
     side: int | None = None
-    """Height and width in pixels for data that can be resized: digits (32 by default), folders (224)."""
+    """Height and width in pixels for data that can be resized: digits (32 by default), folders (224),
+    shapes (64), voc (the width, 128)."""
     epochs: int = 16
     """Passes over the training images."""
     batch_size: int = 64
@@ -96,19 +101,29 @@ def main(options: Pretrain) -> None:
     check_output(options)
     device = prepare(options)
     data = load_data(options.data, options.data_root, options.side)
-    model = build(options, data).to(device)
+    task = load_task(options.task, data)
+    model = build(options, task).to(device)
     start, momentum = (
         load_checkpoint(options.checkpoint, model, options.settings) if options.resume else (0, {})
     )
     try:
-        train(model, data if options.holdout else data.without_holdout(), options, recipe, start, momentum)
+        train(model, task, options, recipe, start, momentum)
     except KeyboardInterrupt:
         kept = options.checkpoint.exists()
         raise KeyboardInterrupt("; repeat the command with --resume to go on" if kept else "") from None
     save_weights(model, options.out, options.half, {"model": options.model, "data": options.data})
     options.checkpoint.unlink(missing_ok=True)
-    score = accuracy(model, data.normalised("test"), data.test.labels)
-    print(f"test accuracy {score:.2%} on {len(data.test)} images, weights in {options.out}")
+    report(model, task, options)
+
+
+def report(model: nn.Module, task: Task, options: Pretrain) -> None:
+    """Print the scores on the test split and, where the training has not seen it, on the reward split."""
+    splits = {"test": "test", "reward": "reward-split"} if options.holdout else {"test": "test"}
+    scores = [
+        f"{name} {task.score_name} {task.score(model, split):.2%} on {len(task.data.split(split))} images"
+        for split, name in splits.items()
+    ]
+    print(f"{', '.join(scores)}, weights in {options.out}")
 
 
 def check_output(options: Pretrain) -> None:
@@ -136,6 +151,8 @@ def check_output(options: Pretrain) -> None:
 
 def prepare(options: Pretrain) -> torch.device:
     """Set threads and seed; returns the device to train on."""
+    if options.label_smoothing and options.task != "classification":
+        raise UserError(f"Label smoothing belongs to classification, not to {options.task}.")
     if options.threads < 0:
         raise UserError(f"--threads must be 0 or more, not {options.threads}.")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -146,23 +163,27 @@ def prepare(options: Pretrain) -> torch.device:
     return torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def build(options: Pretrain, data: ImageData) -> nn.Module:
+def build(options: Pretrain, task: Task) -> nn.Module:
     """The network for these images."""
-    channels, height, _ = data.shape
-    model = build_model(options.model, data.classes, channels, options.width, height <= SMALL_SIDE)
-    check_fits(model, options.model, data.shape, data.classes)
+    channels, height, _ = task.data.shape
+    model = build_model(options.model, task.data.classes, channels, options.width, height <= SMALL_SIDE)
+    if isinstance(task, ModelCheck):
+        task.check(model, options.model)
     return model
 
 
 def train(
     model: nn.Module,
-    data: ImageData,
+    task: Task,
     options: Pretrain,
     recipe: Recipe,
     start: int,
     momentum: dict[str, Tensor],
 ) -> None:
     """Run the loop under a progress bar and keep a checkpoint after every epoch."""
+    data = task.data if options.holdout else task.data.without_holdout()
+    # Without a loss, `fit` takes cross-entropy with the recipe's smoothing.
+    loss = None if isinstance(task, ClassificationTask) else task.loss
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console()) as progress:
         bar = progress.add_task(f"epoch {start + 1}/{recipe.epochs}")
@@ -175,7 +196,16 @@ def train(
             text = f"epoch {epoch.number}/{recipe.epochs}, loss {epoch.loss:.3f}, {epoch.seconds:.1f} s"
             progress.update(bar, description=text)
 
-        fit(model, data, recipe, start_epoch=start, momentum=momentum, on_step=on_step, on_epoch=on_epoch)
+        fit(
+            model,
+            data,
+            recipe,
+            loss=loss,
+            start_epoch=start,
+            momentum=momentum,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from agents.run import Outcome
 from amc.costs.budget import Budget
 from scripts.cli import console
 
-UNITS = {"macs": 1e6, "params": 1e3, "size": 1e3, "bops": 1e9, "latency": 1.0}
+UNITS = {"macs": 1e6, "params": 1e3, "size": 1e3, "bops": 1e9, "nonzeros": 1e3, "latency": 1.0}
 DECIMALS = {"latency": 3}
 HEADINGS = {
     "macs": "MMACs",
     "params": "k params",
     "size": "kB",
     "bops": "GBOPs",
+    "nonzeros": "k non-zeros",
 }
 
 

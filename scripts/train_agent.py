@@ -37,7 +37,10 @@ class SearchOptions:
     checkpoint_every: int | None = None
     """Evaluations between two checkpoints, 10 by default; fewer only shorten a resume, nothing is lost."""
     proposals_per_round: int | None = None
-    """Policies proposed at once and evaluated together, 1 by default."""
+    """Policies proposed at once and evaluated together, 1 by default; at least one a worker."""
+    workers: int | None = None
+    """Processes that evaluate, one thread each, 1 by default; with N of them N policies are proposed before
+    any is judged, so the same seed finds other policies with another N."""
 
     @property
     def config(self) -> SearchConfig:
@@ -178,7 +181,8 @@ def describe(problem: Problem) -> None:
         state = f"frozen: {group.frozen}" if group.frozen else f"widths {_widths(problem, group.name)}"
         print(f"  {group.name}: {group.channels} channels of {', '.join(layers)}; {state}")
     for knob in space.knobs:
-        values = [] if knob.name == "width" else [str(value) for value in knob.values(space.points[0], None)]
+        choices = {str(value) for point in space.points for value in knob.values(point, None)}
+        values = [] if knob.name == "width" else sorted(choices, key=int)
         print(
             f"knob {knob.name}: {'live' if knob.name in problem.live else 'dead'} {' '.join(values)}".rstrip()
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.compress import ChannelPruning, UniformActivations, UniformWeights, apply
+from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
 from amc.costs.symbolic import symbolic_costs
 from amc.data import load_data
 from amc.evaluate import Evaluator
@@ -126,7 +126,7 @@ def evaluator(model: nn.Module, data: list[Tensor]) -> Evaluator:
     network = trace(model, data[0])
     knobs = (WidthKnob(), BitsKnob("weight_bits", network, [4, 8]), BitsKnob("activation_bits", network, [8]))
     pruning = ChannelPruning(rank_channels(network), knobs[0])
-    compressors = [pruning, UniformWeights(knobs[1]), UniformActivations(knobs[2])]
+    compressors = [pruning, WeightQuantization(knobs[1]), ActivationQuantization(knobs[2])]
     return Evaluator(network, Space(network, knobs), NoTask(), compressors, {}, data)
 
 
@@ -205,7 +205,7 @@ def test_resnet20_on_cifar10_survives_calibration_and_eight_bits():
     network = trace(model, task.example_input())
     knobs = [BitsKnob(f"{kind}_bits", network, (8, 32)) for kind in ("weight", "activation")]
     space = Space(network, (WidthKnob(), *knobs))
-    compressors = [UniformWeights(knobs[0]), UniformActivations(knobs[1])]
+    compressors = [WeightQuantization(knobs[0]), ActivationQuantization(knobs[1])]
     judge = Evaluator(network, space, task, compressors, symbolic_costs(space), task.calibration())
     original = accuracy(network.module)
     assert original > 0.90

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from amc.compress import ChannelPruning, UniformActivations, UniformWeights, apply
+from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
 from amc.graph import trace_graph
 from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
@@ -103,7 +103,9 @@ def half_int8(network: Network) -> fx.GraphModule:
     space = Space(network, (WidthKnob(multiple=8), weights, activations))
     pruning = ChannelPruning(rank_channels(network))
     policy = space.policy(space.at_fraction([0.5, 0, 0]))
-    model = apply(policy, network, [pruning, UniformWeights(weights), UniformActivations(activations)])
+    model = apply(
+        policy, network, [pruning, WeightQuantization(weights), ActivationQuantization(activations)]
+    )
     calibrate(model, [torch.randn(20, *network.example.shape[1:])])
     return model
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from amc.compress import ChannelPruning, Compressor, UniformActivations, UniformWeights, apply
+from amc.compress import ActivationQuantization, ChannelPruning, Compressor, WeightQuantization, apply
 from amc.costs.latency.cost import LatencyCost
 from amc.costs.latency.features import LatencyFeatures
 from amc.costs.latency.fitting import make_predictor, sample_latencies
@@ -51,7 +51,7 @@ def make_compressors(space: Space) -> list[Compressor]:
     assert isinstance(width, WidthKnob)
     assert isinstance(weights, BitsKnob) and isinstance(activations, BitsKnob)
     ranking = rank_channels(space.network, "l2")
-    return [ChannelPruning(ranking, width), UniformWeights(weights), UniformActivations(activations)]
+    return [ChannelPruning(ranking, width), WeightQuantization(weights), ActivationQuantization(activations)]
 
 
 def tables(space: Space, count: int, seed: int = 0) -> list[np.ndarray]:

@@ -11,7 +11,16 @@ from amc.errors import UserError
 from amc.targets.calibration import Curve, Profile
 from scripts import latency_page, latency_results
 from scripts.cli import exit_code
-from scripts.latency_rows import HEADLINE_EPOCHS, TUNED_EPOCHS, LatencyResults, Spec, command, plan
+from scripts.latency_rows import (
+    BLOCKS_EPOCHS,
+    HEADLINE_EPOCHS,
+    TUNED_EPOCHS,
+    VARIANTS,
+    LatencyResults,
+    Spec,
+    command,
+    plan,
+)
 from scripts.latency_rows_targets import by_format, correlations, subject, weight_bits_of
 from scripts.latency_words import verdict
 
@@ -75,6 +84,8 @@ def made_up(options: LatencyResults, spec: Spec) -> dict:
         return {"joint": POLICY, "uniform": {**POLICY, "test_accuracy": 0.8}}
     if spec.variant == "prune":
         return {"unreachable": "The budget cannot be reached."}
+    if spec.part == "headline" and spec.variant == "blocks":
+        return {**TUNED, "epochs": BLOCKS_EPOCHS}
     figures = {"predictor": PREDICTOR, "headline": TUNED, "profile": PROFILE, "arm": ARM, "joint": POLICY}
     return figures.get(spec.part, {**TUNED, "epochs": TUNED_EPOCHS})
 
@@ -175,7 +186,7 @@ def test_summary_keys_and_what_every_row_says_about_itself(folder: Path) -> None
     (first, *_) = found["headline"]
     assert (first["network"], first["target"], first["latency_ratio"]) == ("resnet56", "openvino", 0.19)
     assert {"latency_ratio_cv", "test_accuracy_original", "test_accuracy_exported"} <= set(first)
-    assert {row["variant"] for row in found["joint"]} == {"joint", "uniform", "prune", "int8", "prune-int8"}
+    assert {row["variant"] for row in found["joint"]} == set(VARIANTS)
     assert found["arm_correlation"] == 0.99
     assert len(found["rows"]) == len(plan())
     for key, row in found["rows"].items():

@@ -154,6 +154,19 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
 
 
+def test_the_reward_split_is_scored_where_the_training_has_not_seen_it(tmp_path, capsys):
+    out = tmp_path / "w.safetensors"
+    assert call(*SMALL, "--epochs", 0, "--out", out) == 0
+    said = capsys.readouterr().out
+    model = build_model("digitsnet", 10, 1, 0.25)
+    load_weights(model, out)
+    data = load_data("digits", side=8)
+    score = accuracy(model, data.normalised("reward"), data.reward.labels)
+    assert f"reward-split accuracy {score:.2%} on {len(data.reward)} images" in said
+    assert call(*SMALL, "--epochs", 0, "--out", out, "--no-holdout", "--force") == 0
+    assert "reward-split" not in capsys.readouterr().out
+
+
 def test_the_reward_split_is_unseen_unless_asked(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(pretrain, "fit", lambda model, data, *_, **__: sizes.append(len(data.train)))

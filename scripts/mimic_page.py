@@ -1,0 +1,96 @@
+"""The page of the mimic results: tables of whatever rows there are."""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from amc.errors import UserError
+from amc.recovery.mimic import MODES
+from scripts.cli import run
+from scripts.mimic_comparison import Row, by_seed
+from scripts.mimic_results import SETTINGS, plan
+from scripts.results_page import markdown_table, read_figures, write_page
+
+
+@dataclass(frozen=True)
+class MimicPage:
+    """Options of the page."""
+
+    figures: Path = Path("docs/results/mimic.json")
+    """What scripts/mimic_results.py has written; the page goes beside it."""
+
+
+def main(options: MimicPage) -> None:
+    """Write the page of the mimic results from the figures."""
+    found = read_figures(options.figures)
+    rows: list[Row] = list(found.get("rows", {}).values())
+    if not rows:
+        raise UserError(f"{options.figures} has no rows yet: scripts/mimic_results.py makes them.")
+    parts = ["# Quantization mimic, measured", *overview(rows), *networks(rows), *pairs(found["paired"])]
+    write_page(options.figures.with_suffix(".md"), parts)
+    print(options.figures.with_suffix(".md"))
+
+
+def overview(rows: Sequence[Row]) -> list[str]:
+    """What the tables share."""
+    hours = sum(row["seconds"] for row in rows) / 3600
+    return [
+        "A detector of an eighth of the teacher's channels learns from labels alone (`alone`), also from the "
+        "teacher's features on regions (`mimic`), or from quantized features through its own quantized ones "
+        "(`quantized`; arXiv:1805.02152). mAP is COCO's, over IoU thresholds 0.5 to 0.95, on the test split. "
+        "Matching is the share of quantized features on the labelled boxes that equal the teacher's (the "
+        "paper: 58.2 % for mimic, 62.1 % for quantized mimic). Students of one seed start from the same "
+        "weights and see the same batches.",
+        f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
+        "`python -m scripts.mimic_results --data-root FOLDER` makes the missing ones; "
+        "`python -m scripts.mimic_page` writes this page from them.",
+    ]
+
+
+def networks(rows: Sequence[Row]) -> list[str]:
+    """Scores of teachers, and means and standard deviations of the students'."""
+    table = []
+    for data in SETTINGS:
+        for row in (row for row in rows if (row["part"], row["data"]) == ("teacher", data)):
+            table.append([f"{data}, teacher", 1, f"{row['mAP']:.2%}", f"{row['AP50']:.2%}", ""])
+            quantized = [f"{row[key]:.2%}" for key in ("mAP_quantized", "AP50_quantized")]
+            table.append([f"{data}, teacher with quantized features", 1, *quantized, ""])
+        for mode in MODES:
+            values = [list(by_seed(rows, data, mode, key).values()) for key in ("mAP", "AP50", "matching")]
+            if values[0]:
+                table.append([f"{data}, {mode}", len(values[0]), *map(spread, values)])
+    headings = ["data, network", "seeds", "mAP", "AP50", "matching"]
+    return ["## Detectors", markdown_table(headings, table)]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return ""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2%} ± {100 * deviation:.2f}"
+
+
+def pairs(paired: Sequence[Row]) -> list[str]:
+    """Paired differences with their intervals."""
+    table = [
+        [
+            f"{row['data']}, {row['metric']}",
+            f"{row['mode']} - {row['against']}",
+            row["seeds"],
+            f"{100 * row['difference']:+.2f} ± {100 * row['half_interval']:.2f}",
+            row["verdict"],
+        ]
+        for row in paired
+    ]
+    headings = ["data, metric", "pair", "seeds", "points (95 % interval)", "verdict"]
+    return ["## Paired differences", markdown_table(headings, table) if table else "*Not measured yet.*"]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,253 @@
+"""Regenerate the figures of quantization mimic, row by row; may be cut at any moment and repeated."""
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from amc.data import load_data
+from amc.data.boxes import BoxAugmentation, DetectionData
+from amc.detection.features import changed_features, last_convolution
+from amc.errors import UserError
+from amc.models import build_model, load_weights, save_weights
+from amc.network import trace
+from amc.recovery.mimic import (
+    MODES,
+    Mimic,
+    MimicStudent,
+    Teaching,
+    matching_share,
+    mimicking,
+    prepare_teacher,
+    quantize_features,
+)
+from amc.tasks import DetectionTask
+from amc.training import Epoch, Loss, Recipe, fit
+from amc.training_checkpoint import load_checkpoint, save_checkpoint
+from scripts.cli import console
+from scripts.cli import run as run_script
+from scripts.mimic_comparison import comparisons
+from scripts.results_runner import Rows, Runner
+
+SEEDS = tuple(range(5))
+TEACHER_WIDTH, STUDENT_WIDTH = 1.0, 0.125
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the networks for one data set are trained; chosen before the first figure was seen.
+
+    Attributes:
+        recipe: of teacher and students alike.
+        augmentation: whether images are also mirrored top to bottom.
+    """
+
+    recipe: Recipe
+    upside_down: bool
+
+
+SETTINGS = {
+    "shapes": Setting(Recipe(epochs=40, batch_size=16, lr=0.05, weight_decay=1e-4), upside_down=False),
+    "bccd": Setting(Recipe(epochs=80, batch_size=8, lr=0.05, weight_decay=1e-4), upside_down=True),
+}
+
+
+@dataclass(frozen=True)
+class MimicResults:
+    """Options; rows that the output already has are not made again."""
+
+    only: str = "*"
+    """Make the rows whose names match this shell pattern, as in 'student/bccd/*'."""
+    list: bool = False
+    """Only say which rows there are, which are done, and how long those took."""
+    out: Path = Path("docs/results/mimic.json")
+    """Figures file; every finished row is written at once."""
+    runs: Path = Path("runs/mimic")
+    """Where weights and unfinished trainings are kept."""
+    data_root: Path = Path("data")
+    """Folder with the blood cells in VOC's layout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained and scored."""
+    threads: int = 1
+    """CPU threads."""
+
+    def weights(self, spec: "Spec") -> Path:
+        """The file for a network's weights."""
+        return self.runs / (spec.name.replace("/", "-") + ".safetensors")
+
+    @property
+    def place(self) -> torch.device:
+        """The device."""
+        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row: a trained network.
+
+    Attributes:
+        part: "teacher" or "student".
+        data: a key of `SETTINGS`.
+        mode: how a student learns.
+        seed: of its weights, its batches and their augmentation.
+    """
+
+    part: str
+    data: str
+    mode: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The row's key."""
+        return "/".join((self.part, self.data, *([self.mode, str(self.seed)] if self.mode else [])))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return replace(SETTINGS[self.data].recipe, seed=self.seed)
+
+
+def main(options: MimicResults) -> None:
+    """Make the missing rows of the mimic results, in order; may be cut anywhere and repeated."""
+    runner = Runner[Spec](
+        options.out,
+        key=lambda spec: spec.name,
+        make=lambda spec: (
+            teacher_row(options, spec) if spec.part == "teacher" else student_row(options, spec)
+        ),
+        about=lambda spec: {"command": f"python -m scripts.mimic_results --only '{spec.name}'"},
+        summary=summary,
+        prepare=lambda missing: prepare(options, missing),
+    )
+    runner.run(runner.chosen(plan(), options.only), options.list)
+
+
+def plan() -> list[Spec]:
+    """Every row; the seeds in the outer loop, so that pairs are complete early."""
+    students = [Spec("student", data, mode, seed) for data in SETTINGS for seed in SEEDS for mode in MODES]
+    return [*(Spec("teacher", data) for data in SETTINGS), *students]
+
+
+def prepare(options: MimicResults, missing: list[Spec]) -> list[Spec]:
+    """Refuse before any work what some row would only notice later; sets the threads."""
+    if options.threads < 1:
+        raise UserError(f"--threads must be at least 1, not {options.threads}.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU here: use --device auto or cpu.")
+    for data in sorted({spec.data for spec in missing}):
+        DetectionTask(load(options, data))
+    options.runs.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    return missing
+
+
+def load(options: MimicResults, name: str) -> DetectionData:
+    """A data set with the augmentation of its setting."""
+    data = load_data("voc" if name == "bccd" else name, options.data_root)
+    assert isinstance(data, DetectionData)
+    return replace(data, augmentation=BoxAugmentation(flip=True, upside_down=SETTINGS[name].upside_down))
+
+
+def teacher_row(options: MimicResults, spec: Spec) -> dict[str, Any]:
+    """The teacher's scores, with its features as they are and quantized."""
+    data = load(options, spec.data)
+    task = DetectionTask(data)
+    model = teacher(options, spec, task)
+    teaching = prepare_teacher(model, data, Mimic().bits)
+    found = figures(model, task, TEACHER_WIDTH)
+    with changed_features(model, lambda features: quantize_features(features, teaching.stride)):
+        quantized = task.precision(model, "test")
+    return {**found, "mAP_quantized": quantized.coco, "AP50_quantized": quantized.half}
+
+
+def teacher(options: MimicResults, spec: Spec, task: DetectionTask) -> nn.Module:
+    """The trained teacher of a data set; trained here if nobody has done so."""
+    model = build(spec.seed, task, TEACHER_WIDTH).to(options.place)
+    train(options, Spec("teacher", spec.data), model, task, task.loss)
+    return model
+
+
+def student_row(options: MimicResults, spec: Spec) -> dict[str, Any]:
+    """A student's scores, and how many of its quantized features are the teacher's."""
+    data = load(options, spec.data)
+    task, mimic = DetectionTask(data), Mimic(spec.mode)  # type: ignore[arg-type]
+    teaching = prepare_teacher(teacher(options, Spec("teacher", spec.data), task), data, mimic.bits)
+    student = with_adapter(build(spec.seed, task, STUDENT_WIDTH), teaching).to(options.place)
+    losses = train(options, spec, student, task, mimicking(teaching, mimic))
+    found = {**figures(student.student, task, STUDENT_WIDTH), "loss": losses}
+    if spec.mode == "alone":
+        return found  # its adapter has learned nothing
+    return {**found, "matching": matching_share(student, teaching, data, "test")}
+
+
+def build(seed: int, task: DetectionTask, width: float) -> nn.Module:
+    """A detector with fresh weights; the arms of one seed start from the same ones."""
+    torch.manual_seed(seed)
+    return build_model("detector", task.data.classes, task.data.shape[0], width)
+
+
+def with_adapter(student: nn.Module, teaching: Teaching) -> MimicStudent:
+    """A student with the layer that translates its features."""
+    return MimicStudent(student, last_convolution(student).in_channels, teaching.channels)
+
+
+def train(
+    options: MimicResults, spec: Spec, model: nn.Module, task: DetectionTask, loss: Loss
+) -> float | None:
+    """Train a network, go on where that was cut, or load what is finished; the last epoch's loss."""
+    path, recipe = options.weights(spec), spec.recipe()
+    unfinished, settings = path.with_suffix(".checkpoint"), {"row": spec.name, **asdict(recipe)}
+    if path.exists():
+        load_weights(model, path)
+        model.eval()
+        return None
+    start, momentum = load_checkpoint(unfinished, model, settings) if unfinished.exists() else (0, {})
+    columns = (TextColumn(spec.name), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(), transient=True) as progress:
+        bar = progress.add_task("", total=recipe.epochs, completed=start)
+
+        def on_epoch(epoch: Epoch) -> None:
+            save_checkpoint(unfinished, model, epoch, settings)
+            progress.update(bar, completed=epoch.number)
+
+        done = fit(
+            model, task.data, recipe, loss=loss, start_epoch=start, momentum=momentum, on_epoch=on_epoch
+        )
+    save_weights(model, path)
+    unfinished.unlink(missing_ok=True)
+    return done[-1].loss if done else None
+
+
+def figures(model: nn.Module, task: DetectionTask, width: float) -> dict[str, Any]:
+    """Size and scores of a detector; the test split decides nothing."""
+    reward, test = (task.precision(model, split) for split in ("reward", "test"))
+    network = trace(model, task.example_input())
+    return {
+        "width": width,
+        "macs": network.macs,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "mAP": test.coco,
+        "AP50": test.half,
+        "mAP_reward": reward.coco,
+        "AP50_reward": reward.half,
+    }
+
+
+def summary(rows: Rows) -> dict[str, Any]:
+    """The entries of the figures file that others read."""
+    return {"paired": comparisons(list(rows.values()))}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,89 @@
+"""Sections of the page of the search results that are not about searchers: proxies, speed, workers."""
+
+from collections.abc import Sequence
+
+from scripts.results_page import markdown_table
+from scripts.results_runner import Row
+
+NOTHING = "*Not measured yet.*"
+EFFICIENCY_GOAL, SECONDS_GOALS = 0.85, {"resnet56": 0.6, "mobilenet_v1": 1.2}
+"""For MobileNet-V1 a tenth of what the authors' code takes."""
+
+
+def proxies(rows: Sequence[Row]) -> list[str]:
+    """What un-tuned accuracy says of fine-tuned accuracy."""
+    title = "## Does the reward mean anything?"
+    lines = [
+        proxy_line(row, name)
+        for row in rows
+        if row["part"] == "proxy"
+        for name in sorted(row["proxies"], key=lambda name: -(row["rank_correlation"][name] or 0.0))
+    ]
+    if not lines:
+        return [title, NOTHING]
+    headings = ["network", "score on the reward split", "its mean", "Spearman with tuned test [95 %]"]
+    headings += ["Spearman with its own test [95 %]"]
+    return [title, markdown_table(headings, lines), command("proxy/*")]
+
+
+def proxy_line(row: Row, name: str) -> list[str]:
+    """One un-tuned score: how it ranks policies against the fine-tuned one, and against the test split."""
+    return [
+        f"{row['network']}, {row['policies']} policies, {row['epochs']} epochs",
+        name,
+        f"{row['mean_score'][name]['reward']:.2%}",
+        interval(row["proxies"][name]["spearman"]),
+        interval(row["reward_against_test"][name]["spearman"]),
+    ]
+
+
+def interval(found: dict[str, float | None]) -> str:
+    """A correlation and its confidence interval; "none" where all scores are alike."""
+    if found["value"] is None:
+        return "none"
+    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def speed(rows: Sequence[Row]) -> list[str]:
+    """Seconds an evaluation."""
+    title = "## Seconds per evaluation"
+    lines = [speed_line(row) for row in rows if row["part"] == "seconds"]
+    if not lines:
+        return [title, NOTHING]
+    return [title, markdown_table(["network", "seconds", "goal", "verdict"], lines), command("seconds/*")]
+
+
+def speed_line(row: Row) -> list[str]:
+    """One network's evaluation against its goal."""
+    seconds, goal = row["seconds_per_evaluation"], SECONDS_GOALS[row["network"]]
+    return [
+        row["network"],
+        f"{seconds:.2f}",
+        f"{goal:.1f}",
+        "met" if seconds <= goal else "**missed**",
+    ]
+
+
+def workers(rows: Sequence[Row]) -> list[str]:
+    """Efficiency of several workers."""
+    title = "## More cores"
+    lines = [
+        [
+            row["network"],
+            str(row["workers"]),
+            f"{row['efficiency']:.2f}",
+            f"{row['load']:.1f}",
+            "met" if row["efficiency"] >= EFFICIENCY_GOAL else "**missed**",
+        ]
+        for row in rows
+        if row["part"] == "workers"
+    ]
+    if not lines:
+        return [title, NOTHING]
+    headings = ["network", "workers", "efficiency against one", "load before", f"goal {EFFICIENCY_GOAL}"]
+    return [title, markdown_table(headings, lines), command("workers/*")]
+
+
+def command(pattern: str) -> str:
+    """How rows are regenerated."""
+    return f"```\npython -m scripts.search_results --only '{pattern}'\n```"

@@ -1,0 +1,223 @@
+"""The rows of the search results: which there are, their order, and the options that all of them share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from agents.config import AgentConfig, SearchConfig
+from agents.run_config import RunConfig, SourceConfig
+from envs.problem_config import ProblemConfig
+
+Reconstruct = Literal["none", "symmetric", "asymmetric"]
+BUDGETS = ("0.5", "0.3")
+FIXED = ("uniform", "shallow", "deep")
+"""Searchers that follow a rule: they draw nothing, so one seed says all, and end after few evaluations."""
+SEARCHERS = (*FIXED, "random", "evolution", "bayes", "ddpg")
+SEEN_SEARCHERS = (*FIXED, "random", "bayes", "ddpg")
+"""For the network that costs most."""
+SEEDS, FEW_SEEDS, MORE_SEEDS = ("0", "1", "2"), ("0", "1"), ("3", "4")
+TUNED = ("uniform", "random", "ddpg")
+TUNED_EPOCHS, HEADLINE_EPOCHS = 8, 15
+HEADLINE = ("resnet56", "0.5", "ddpg")
+SPEED_NETWORKS = ("resnet56", "mobilenet_v1")
+EVALUATIONS = 200
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A trained network of the table.
+
+    Attributes:
+        model, width: what `scripts/pretrain.py` was told.
+        data, side: what it was trained on.
+        seeds: of the searches that come first.
+        seen: the weights know the images of the reward split, as those from elsewhere do.
+    """
+
+    model: str
+    width: float = 1.0
+    data: str = "cifar10"
+    side: int | None = None
+    seeds: tuple[str, ...] = SEEDS
+    seen: bool = False
+
+
+NETWORKS = {
+    "resnet20": Reference("resnet20"),
+    "resnet56": Reference("resnet56", seen=True),
+    "plain20": Reference("plain20", seeds=FEW_SEEDS),
+    "vgg16-quarter": Reference("vgg16", width=0.25, seeds=FEW_SEEDS),
+    "mobilenet_v2-half": Reference("mobilenet_v2", width=0.5, seeds=FEW_SEEDS),
+}
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """Options; rows that the output already has are not made again."""
+
+    only: str = "*"
+    """Make the rows whose names match this shell pattern, as in 'table/resnet20/0.5/*'."""
+    list: bool = False
+    """Only say which rows there are, which are done, and how long those took."""
+    out: Path = Path("docs/results/search.json")
+    """Figures file; every finished row is written at once. Several calls may write to it side by side."""
+    runs: Path = Path("runs/search")
+    """Where the run directories go; interrupted searches and fine-tunings continue."""
+    data_root: Path = Path("data")
+    """Folder that holds cifar-10-batches-py."""
+    weights_dir: Path = Path("docs/weights")
+    """Folder of the weights trained without the reward split."""
+    weights_56: Path = Path("resnet56.th")
+    """The common ResNet-56 weights for CIFAR-10 (option-A shortcuts, 93.39 % on the test set)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are scored and trained."""
+    threads: int = 1
+    """CPU threads for scoring and training."""
+    evaluations: int = EVALUATIONS
+    """Evaluations of each search; the best of the first half of them is reported too."""
+
+    def weights(self, network: str) -> Path:
+        """The weight file of a network."""
+        return self.weights_56 if NETWORKS[network].seen else self.weights_dir / f"{network}.safetensors"
+
+    @property
+    def checkpoints(self) -> tuple[int, int]:
+        """Evaluations after which the best policy is reported."""
+        return max(1, self.evaluations // 2), self.evaluations
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row; fields that mean nothing for its part are empty.
+
+    Attributes:
+        part: "table", "tuned", "headline", "seconds", "proxy" or "workers".
+        network, searcher: by name.
+        budget: fraction of the original's MACs, as text.
+        seed: of the search, as text.
+        reconstruct: where it is not the default.
+    """
+
+    part: str
+    network: str
+    budget: str = ""
+    searcher: str = ""
+    seed: str = ""
+    reconstruct: str = ""
+
+    @property
+    def name(self) -> str:
+        """The row's id."""
+        return "/".join(field for field in vars(self).values() if field)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that mean something."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+def plan() -> list[Spec]:
+    """Every row; those that the goals are about come first."""
+    first = [*searches("resnet20"), *searches("resnet56", SEEN_SEARCHERS)]
+    headline = Spec("headline", *HEADLINE)
+    speed = [*(Spec("seconds", network) for network in SPEED_NETWORKS), Spec("workers", "resnet20")]
+    later = [row for network in ("plain20", "vgg16-quarter") for row in searches(network)]
+    mobile = searches("mobilenet_v2-half", budgets=BUDGETS[:1])
+    return [
+        *first,
+        headline,
+        *tuned("resnet20"),
+        *tuned("resnet56"),
+        *speed,
+        *reconstructions("none"),
+        Spec("proxy", "resnet20"),
+        *later,
+        *tuned("plain20"),
+        *tuned("vgg16-quarter"),
+        *mobile,
+        *tuned("mobilenet_v2-half", BUDGETS[:1]),
+        *reconstructions("asymmetric"),
+        *more_seeds(),
+    ]
+
+
+def searches(
+    network: str, searchers: tuple[str, ...] = SEARCHERS, budgets: tuple[str, ...] = BUDGETS
+) -> list[Spec]:
+    """The first searches on a network; a cut leaves whole seeds, whose differences can be paired."""
+    return [
+        Spec("table", network, budget, searcher, seed)
+        for budget in budgets
+        for seed in NETWORKS[network].seeds
+        for searcher in searchers
+        if seed == SEEDS[0] or searcher not in FIXED
+    ]
+
+
+def more_seeds() -> list[Spec]:
+    """The last rows: what the blocks before them left out."""
+    before = [Spec("table", "resnet56", budget, "evolution", seed) for budget in BUDGETS for seed in SEEDS]
+    drawn = [searcher for searcher in SEARCHERS if searcher not in FIXED]
+    return before + [
+        Spec("table", network, budget, searcher, seed)
+        for network in NETWORKS
+        for budget in (BUDGETS[:1] if network == "mobilenet_v2-half" else BUDGETS)
+        for seed in ((*SEEDS[2:], *MORE_SEEDS) if NETWORKS[network].seeds == FEW_SEEDS else MORE_SEEDS)
+        for searcher in drawn
+    ]
+
+
+def tuned(network: str, budgets: tuple[str, ...] = BUDGETS) -> list[Spec]:
+    """Fine-tunings of the policies found on a network."""
+    return [Spec("tuned", network, budget, searcher) for budget in budgets for searcher in TUNED]
+
+
+def reconstructions(kind: str) -> list[Spec]:
+    """The uniform policy and the agent's searches on ResNet-20 once more, with another reconstruction."""
+    chosen = [("uniform", SEEDS[0]), *(("ddpg", seed) for seed in SEEDS)]
+    return [
+        *(Spec("table", "resnet20", budget, *who, kind) for budget in BUDGETS for who in chosen),
+        *(
+            Spec("tuned", "resnet20", budget, searcher, reconstruct=kind)
+            for budget in BUDGETS
+            for searcher in ("uniform", "ddpg")
+        ),
+    ]
+
+
+def command(options: SearchResults, spec: Spec) -> str:
+    """What makes a row again, with weights and data where the options expect them."""
+    changed = "" if options.evaluations == EVALUATIONS else f" --evaluations {options.evaluations}"
+    return f"python -m scripts.search_results --only '{spec.name}'{changed}"
+
+
+def source(options: SearchResults, network: str) -> SourceConfig:
+    """A network with its weights and the data that it was trained on."""
+    about = NETWORKS[network]
+    return SourceConfig(
+        about.model,
+        options.weights(network),
+        width=about.width,
+        data=about.data,
+        data_root=options.data_root,
+        side=about.side,
+        device=options.device,
+        threads=options.threads,
+    )
+
+
+def search_config(options: SearchResults, spec: Spec) -> RunConfig:
+    """The search of a row."""
+    return RunConfig(
+        source(options, spec.network),
+        ProblemConfig(
+            budget=(f"macs={spec.budget}",),
+            reconstruct=cast(Reconstruct, spec.reconstruct or ProblemConfig().reconstruct),
+        ),
+        AgentConfig(algorithm=spec.searcher, seed=int(spec.seed)),
+        SearchConfig(evaluations=options.evaluations),
+    )
+
+
+def run_folder(options: SearchResults, spec: Spec) -> Path:
+    """The run directory of a search."""
+    return options.runs / spec.name.replace("/", "-")
