@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from agents.run import Run
 from agents.source import load_source, prepare_device
-from amc.policy import CompressionPolicy
+from amc.policy import REMOVED, CompressionPolicy
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.targets import get_target
 from envs.problem import Problem, build_problem
@@ -141,6 +141,7 @@ def policy_figures(problem: Problem, policy: CompressionPolicy, spec: Spec) -> F
     integers = [
         max(decision.values["weight_bits"], decision.values["activation_bits"]) < NOT_QUANTIZED
         for decision in policy.decisions
+        if decision.operator != REMOVED
     ]
     return {
         "reward_accuracy": scores["reward"],
@@ -148,6 +149,7 @@ def policy_figures(problem: Problem, policy: CompressionPolicy, spec: Spec) -> F
         "latency_ratio": timing.ratio,
         "latency": timing.best,
         "latency_original": problem.meter.original,
+        "layers_left_out": len(policy.removed),
         "unit": problem.target.unit,
         "runtime": problem.target.runtime_version,
         "reliable": timing.reliable,

@@ -1,12 +1,18 @@
 """Rows of the search results that measure what searches rest on: the proxy, the evaluation, the workers."""
 
+from dataclasses import replace
 from typing import Any
 
-from amc.errors import UserError
+from agents.run_config import SourceConfig
 from amc.files import read_json
-from scripts import proxy_correlation
+from amc.models import build_model, save_weights
+from envs.problem_config import ProblemConfig
+from scripts import benchmark_evaluation, proxy_correlation
 from scripts.results_runs import Figures
-from scripts.search_rows import SearchResults, Spec, source
+from scripts.search_rows import NETWORKS, SearchResults, Spec, source
+
+REWARD_IMAGES = {"mobilenet_v1": 5000}
+"""As many as the authors' code is timed with."""
 
 
 def proxy_row(options: SearchResults, spec: Spec) -> Figures:
@@ -24,9 +30,31 @@ def proxy_row(options: SearchResults, spec: Spec) -> Figures:
 
 
 def evaluation_row(options: SearchResults, spec: Spec) -> Figures:
-    """Wall time of one evaluation, or what several workers gain.
+    """Wall time of one evaluation with one worker a core, and what the workers gain over one."""
+    out = options.runs / f"{spec.name.replace('/', '-')}.json"
+    settings = benchmark_evaluation.BenchmarkEvaluation(
+        json=out,
+        source=_source(options, spec.network),
+        problem=ProblemConfig(budget=("macs=0.5",), reward_images=REWARD_IMAGES.get(spec.network, 2000)),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    benchmark_evaluation.main(settings)
+    found: Any = read_json(out)
+    kept = ("workers", "threads", "phases", "in_process", "one_worker", "load", "reward_images")
+    return {
+        "seconds_per_evaluation": min(found["all_workers"], found["in_process"]),
+        "efficiency": found["worker_efficiency"],
+        **{key: found[key] for key in kept},
+    }
 
-    Raises:
-        UserError: there is no script yet that measures it.
-    """
-    raise UserError("it needs scripts/benchmark_evaluation.py, which is not here yet.")
+
+def _source(options: SearchResults, network: str) -> SourceConfig:
+    """A network of the table, or one whose speed alone is asked for: with the weights it is born with."""
+    if network in NETWORKS:
+        return source(options, network)
+    weights = options.runs / f"{network}-untrained.safetensors"
+    if not weights.exists():
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(build_model(network, small_input=True), weights)
+    about = source(options, "resnet56")
+    return replace(about, model=network, weights=weights)
