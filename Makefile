@@ -11,7 +11,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,fallback,litert]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,fallback,litert,bayes,detection]"
 	touch $@
 
 demo:
@@ -20,8 +20,9 @@ demo:
 	$(BIN)/python -m scripts.demo --started "$$(cat .demo-started)" $(DEMO_ARGS)
 	@rm -f .demo-started
 
+# Two processes; the tests of one file stay together, as they share what is costly to make.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	$(BIN)/python -m pytest -m slow

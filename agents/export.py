@@ -89,6 +89,7 @@ def export_run(run: Run, policy: CompressionPolicy | None = None, folder: Path |
         drop=lost,
         policy_digest=chosen.digest(),
         formats=formats,
+        agree=run.task.agreement,
     )
     kept = kept_by(run.evaluator.compressors, run.network, chosen)
     save_package(folder, Package(model, chosen, kept, architecture_of(run)), run.network)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -11,11 +12,17 @@ from matplotlib.patches import Patch
 
 from amc.policy import REMOVED, CompressionPolicy
 
+DENSITY = "#e8710a"
+"""Readable on every colour of a bar, on white and on nearly black."""
+
 
 def policy_figure(
     policy: CompressionPolicy, original_widths: Mapping[str, int] | None = None, title: str = ""
 ) -> Figure:
     """Bars, one a decision point: how much is kept, coloured by the bits of its weights.
+
+    A layer that is left out has no bar but these words. Where single weights are pruned, a dash tells the
+    share that stays.
 
     Args:
         policy: what to draw.
@@ -28,12 +35,15 @@ def policy_figure(
     heights = _heights(policy, original_widths)
     bits = [decision.values.get("weight_bits", 32) for decision in policy.decisions]
     axes.bar(range(len(points)), heights, color=[_bits_color(each) for each in bits])
+    _name_removed(axes, policy)
     axes.set_xticks(range(len(points)), points, rotation=90, fontsize=7)
     axes.set_ylabel("output channels kept" if original_widths is None else "keep ratio")
     if original_widths is not None:
         axes.set_ylim(0.0, 1.05)
-    labels = [(each, "not quantized" if each == 32 else f"{each} bits") for each in sorted(set(bits))]
-    handles = [Patch(color=_bits_color(each), label=label) for each, label in labels]
+    seen = sorted({each for point, each in zip(points, bits, strict=True) if point not in policy.removed})
+    labels = [(each, "not quantized" if each == 32 else f"{each} bits") for each in seen]
+    handles: list[Artist] = [Patch(color=_bits_color(each), label=label) for each, label in labels]
+    handles += _draw_densities(axes, policy) if original_widths is not None else []
     axes.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -63,9 +73,10 @@ def figure_image(figure: Figure) -> np.ndarray:
 
 
 def keep_ratios(policy: CompressionPolicy, original_widths: Mapping[str, int]) -> dict[str, float]:
-    """Kept share of the output channels of each point that has a width."""
+    """Kept share of the output channels of each point that has a width; 0 for layers that are left out."""
     widths = policy.values("width")
-    return {point: width / original_widths[point] for point, width in widths.items()}
+    kept = {point: width / original_widths[point] for point, width in widths.items()}
+    return kept | dict.fromkeys(sorted(policy.removed), 0.0)
 
 
 def _heights(policy: CompressionPolicy, original_widths: Mapping[str, int] | None) -> list[float]:
@@ -74,6 +85,26 @@ def _heights(policy: CompressionPolicy, original_widths: Mapping[str, int] | Non
         known = keep_ratios(policy, original_widths)
     full = 1.0 if original_widths is not None else max(known.values(), default=1.0)
     return [0.0 if d.operator == REMOVED else known.get(d.point, full) for d in policy.decisions]
+
+
+def _name_removed(axes: Axes, policy: CompressionPolicy) -> None:
+    in_axes = axes.get_xaxis_transform()
+    for place, decision in enumerate(policy.decisions):
+        if decision.operator == REMOVED:
+            axes.text(
+                place, 0.03, "left out", transform=in_axes, rotation=90, ha="center", va="bottom", fontsize=7
+            )
+
+
+def _draw_densities(axes: Axes, policy: CompressionPolicy) -> list[Artist]:
+    """Draw the shares of single weights that stay, and return what the legend needs for them."""
+    densities = policy.values("density")
+    places = [place for place, each in enumerate(policy.decisions) if each.point in densities]
+    shares = [densities[policy.decisions[place].point] / 100 for place in places]
+    if not shares:
+        return []
+    lines = axes.plot(places, shares, "_", color=DENSITY, markersize=12, label="density of the weights")
+    return [*lines]
 
 
 def _axes(width: float, title: str) -> tuple[Figure, Axes]:

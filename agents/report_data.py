@@ -46,7 +46,8 @@ class Record:
         config: every setting.
         facts: machine, versions, and what was known of the original network when the run started. Of those
             that are not in every run it uses `score_name`, `widths` (output channels of the original's
-            layers) and `reward_images` (how many images score a policy).
+            layers), `blocks` (first layers of the residual blocks that can be left out) and `reward_images`
+            (how many images score a policy).
         log: the evaluations so far; may be empty.
         outcomes: the content of `outcomes.json`; empty without one.
     """

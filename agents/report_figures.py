@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from agents.figures import best_so_far_figure, policy_figure
 from agents.log import Row
@@ -92,7 +93,8 @@ def best_policy_figure(record: Record) -> Figure:
             )
     handles = [each for each in axes.get_legend().legend_handles if each]  # type: ignore[union-attr]
     for each in handles:
-        each.set(edgecolor=GREY, linewidth=0.6)
+        if isinstance(each, Patch):
+            each.set(edgecolor=GREY, linewidth=0.6)
     _legend(axes, handles)
     return _text_sizes(figure)
 

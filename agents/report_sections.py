@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from agents.report_commands import commands
 from agents.report_data import Figures, Record
 from agents.report_figures import best_policy_figure, curve_figure, scatter_figure, svg
+from agents.report_settings import blocks_left_out, quantizers, rounds, scoring, searcher
 from agents.report_text import (
     COST_NAMES,
+    NO_BREAK,
     change,
     cost_text,
     duration,
@@ -63,10 +65,12 @@ def _asked(record: Record) -> str:
         "Network": source.model,
         "Data": source.data,
         "Target": f"{problem.target} {record.facts.get('target_version', '')}".strip(),
-        "Searcher": f"{record.algorithm}, seed {record.config.agent.seed}",
+        "Quantizers": quantizers(record.config),
+        "Searcher": searcher(record.config),
         "Search": f"{status(record)}{_spent(record)}",
+        "Blocks left out": blocks_left_out(record),
     }
-    items = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())
+    items = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows.items() if value)
     return f"<p>Asked for: {escape(goal(record))}.</p>\n<dl>{items}</dl>"
 
 
@@ -74,7 +78,8 @@ def _spent(record: Record) -> str:
     rows = record.log.rows
     again = sum(row.cached for row in rows)
     met = f", {again:,} of them met before" if again else ""
-    return f"{met}, {duration(sum(row.seconds for row in rows))} of measuring" if rows else ""
+    how = f" {rounds(record.config)}".rstrip()
+    return f"{met}, {duration(sum(row.seconds for row in rows))} of measuring{how}" if rows else ""
 
 
 def _gained(record: Record) -> str:
@@ -84,8 +89,8 @@ def _gained(record: Record) -> str:
         return f"<h2>What was gained</h2>\n{sentences}"
     caution = (
         f"The best of {len(record.log):,} policies was chosen by its figure on the reward split, which "
-        "therefore flatters it. Scores of searched policies are those before fine-tuning. Small figures are "
-        "differences from the original network."
+        f"therefore flatters it. Scores of searched policies are those {scoring(record.config)}. Small "
+        "figures are differences from the original network."
     )
     parts = [sentences, _tiles(record), _networks(record), f"<p class='faint'>{escape(caution)}</p>"]
     return "\n".join(["<h2>What was gained</h2>", *parts])
@@ -159,7 +164,9 @@ def _policy(record: Record) -> str:
     assert best is not None
     widths = record.original_widths
     heights = "Output channels kept" if widths is None else "Share of the output channels kept; outline: all"
-    caption = f"{heights}. Colour and number: bits of the weights. Evaluation {best.index + 1:,}."
+    densities = " Dash: share of the single weights that stay." if best.policy.values("density") else ""
+    colours = "Colour and number: bits of the weights."
+    caption = f"{heights}. {colours}{densities} Evaluation {best.index + 1:,}."
     drawing = figure_html(best_policy_figure(record), "The best policy, one bar a layer", caption)
     knobs = list(dict.fromkeys(knob for each in best.policy.decisions for knob in each.values))
     rows = [
@@ -178,6 +185,8 @@ def _decision(knob: str, value: int | None, point: str, widths: Mapping[str, int
         return ""
     if knob == "width" and widths is not None:
         return f"{value:,} of {widths[point]:,}<small>{percent(value / widths[point])}</small>"
+    if knob == "density":
+        return f"{value:,}{NO_BREAK}%"
     return "not quantized" if knob.endswith("bits") and value == 32 else f"{value:,}"
 
 
@@ -207,7 +216,7 @@ def _commands(record: Record) -> str:
 
 def _settings(record: Record) -> str:
     tables = [f"<h3>{part}</h3>\n{_setting_table(values)}" for part, values in asdict(record.config).items()]
-    hidden = {"command", "original", "widths"}
+    hidden = {"command", "original", "widths", "blocks"}
     facts = {name: value for name, value in _flat(record.facts).items() if name.split(".")[0] not in hidden}
     tables.append(f"<h3>machine and versions</h3>\n{_setting_table(facts)}")
     return f"<h2>Settings</h2>\n<details><summary>Every setting</summary>{''.join(tables)}</details>"

@@ -273,6 +273,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "latency_unit": problem.target.unit,
         "reward_images": len(problem.task.data.reward),
         "widths": {layer.name: layer.out_channels for layer in problem.network.layers},
+        "blocks": [block.name for block in problem.network.blocks],
         "threads": torch.get_num_threads(),
         "command": shlex.join(sys.argv),
     }

@@ -21,8 +21,9 @@ class TensorBoardWriter:
 
     Tags: `search/reward`, `search/score`, `search/best_reward`, `costs/<name>`, `agent/sigma`,
     `agent/critic_loss`, `agent/actor_loss`, `keep_ratio/<point>` (`width/<point>` without original widths),
-    `weight_bits/<point>`, `activation_bits/<point>`; the best policy as image and text `best_policy`, the
-    settings as text `configuration`.
+    `weight_bits/<point>`, `activation_bits/<point>`, `density/<point>`; `search/layers_left_out` where
+    residual blocks may go, whose layers then have a `keep_ratio` of 0; the best policy as image and text
+    `best_policy`, the settings as text `configuration`.
     """
 
     def __init__(
@@ -83,6 +84,8 @@ class TensorBoardWriter:
             **{f"agent/{name}": value for name, value in row.metrics.items()},
             **self._layer_curves(row),
         }
+        if self._configuration.get("drop_blocks"):
+            curves["search/layers_left_out"] = len(row.policy.removed)
         for tag, value in curves.items():
             self._writer.add_scalar(tag, value, row.index + 1)
 
@@ -100,6 +103,8 @@ class TensorBoardWriter:
 
     def _best_policy(self, row: Row) -> None:
         title = f"evaluation {row.index + 1}: reward {row.reward:.3f}, score {row.score:.4f}"
+        if row.policy.removed:
+            title += f", {len(row.policy.removed)} layers left out"
         image = figure_image(policy_figure(row.policy, self._original_widths, title))
         self._writer.add_image("best_policy", image, row.index + 1, dataformats="HWC")
         text = json.dumps(row.policy.to_json(), indent=1)

@@ -1,6 +1,7 @@
 """The reference ("uniform") policy: every knob at one common fraction, as large as the budgets allow."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -32,20 +33,27 @@ def complete_uniformly(
     """
     width = space.column("width")
 
-    def table(keep: float, rest: float) -> np.ndarray:
-        fractions = [keep if column == width else rest for column in range(len(space.knobs))]
-        return partial.filled(space.at_fraction(fractions))
+    def steps(keep: float, rest: float) -> tuple[int, ...]:
+        return space.steps([keep if column == width else rest for column in range(len(space.knobs))])
+
+    @cache  # Most fractions of a bisection lie between the same legal values.
+    def holds(budget: Budget, at: tuple[int, ...]) -> bool:
+        return _fits((budget,), partial.filled(space.at_steps(at)))
+
+    def fit(some: Sequence[Budget], keep: float, rest: float) -> bool:
+        at = steps(keep, rest)
+        return all(holds(budget, at) for budget in some)
 
     shape_only = [budget for budget in budgets if budget.cost.knobs <= SHAPE]
     others = [budget for budget in budgets if not budget.cost.knobs <= SHAPE]
     bounded = any("width" in budget.cost.knobs for budget in budgets)
     most = 1.0 if bounded else unbounded
-    keep = _largest_fraction(lambda f: _fits(shape_only, table(f, 1.0)), most)
-    common = _largest_fraction(lambda f: _fits(others, table(min(f, keep), f)), 1.0)
-    keep = _largest_fraction(lambda f: _fits(budgets, table(f, common)), keep)
-    chosen = table(keep, common)
-    if not _fits(budgets, chosen):
+    keep = _largest_fraction(lambda f: fit(shape_only, f, 1.0), most)
+    common = _largest_fraction(lambda f: fit(others, min(f, keep), f), 1.0)
+    keep = _largest_fraction(lambda f: fit(budgets, f, common), keep)
+    if not fit(budgets, keep, common):
         return partial.filled(space.smallest)
+    chosen = partial.filled(space.at_steps(steps(keep, common)))
     return _fill(space, partial, budgets, chosen, keep) if bounded else chosen
 
 

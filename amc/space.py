@@ -4,6 +4,7 @@ A complete choice is an integer table [points, knobs]; a policy in the making is
 arrays, because the environment looks ahead hundreds of times in an episode.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -100,7 +101,8 @@ class Space:
         self._values = [_padded([row[column] for row in ranges]) for column in range(len(self.knobs))]
         starts = [[knob.thresholds(point) for point in self.points] for knob in self.knobs]
         self._starts = [_padded(column, np.inf) for column in starts]
-        self._at = lru_cache(4096)(self._column_at)  # bisections meet the same fractions again and again
+        self._edges = [sorted({start for row in column for start in row}) for column in starts]
+        self._at = lru_cache(4096)(self._column_at)  # bisections meet the same steps again and again
         self.smallest = np.array([[values[0] for values in row] for row in ranges], dtype=np.int64)
         self.largest = np.array([[values[-1] for values in row] for row in ranges], dtype=np.int64)
         implied = [(knob.implied_by, column) for column, knob in enumerate(self.knobs)]
@@ -152,12 +154,16 @@ class Space:
             values, decided = np.where(closed, self.smallest, values), decided | closed
         return Partial(values, decided)
 
+    def gone_blocks(self, table: np.ndarray) -> np.ndarray | None:
+        """Which residual blocks a complete table leaves out, bool [blocks]; None if none ever is."""
+        if self._block_column is None:
+            return None
+        return table[self._block_rows, self._block_column] == LEFT_OUT
+
     def left_out(self, table: np.ndarray) -> list[str]:
         """Names of the residual blocks that a complete table leaves out."""
-        if self._block_column is None:
-            return []
-        gone = table[self._block_rows, self._block_column] == LEFT_OUT
-        return [self.network.blocks[index].name for index in np.flatnonzero(gone)]
+        gone = self.gone_blocks(table)
+        return [] if gone is None else [self.network.blocks[index].name for index in np.flatnonzero(gone)]
 
     def _closed_without(self, layers: Sequence[str]) -> np.ndarray:
         """The entries that concern nothing but these layers; bool [points, knobs]."""
@@ -168,10 +174,22 @@ class Space:
 
     def at_fraction(self, fractions: Sequence[float]) -> np.ndarray:
         """The table with each knob at one common fraction of its range; `fractions` has one a knob."""
-        return np.stack([self._at(*entry) for entry in enumerate(fractions)], axis=1)
+        return self.at_steps(self.steps(fractions))
 
-    def _column_at(self, column: int, fraction: float) -> np.ndarray:
-        """One column of `at_fraction`, int64 [points]."""
+    def steps(self, fractions: Sequence[float]) -> tuple[int, ...]:
+        """What the common fractions, one a knob, come to: those with equal steps have equal tables."""
+        return tuple(bisect_right(edges, f) for edges, f in zip(self._edges, fractions, strict=True))
+
+    def at_steps(self, steps: Sequence[int]) -> np.ndarray:
+        """The table of the fractions that `steps` has made these of; int64 [points, knobs]."""
+        table = np.empty_like(self.smallest)
+        for column, step in enumerate(steps):
+            table[:, column] = self._at(column, step)
+        return table
+
+    def _column_at(self, column: int, step: int) -> np.ndarray:
+        """One column of `at_steps`, int64 [points]."""
+        fraction = self._edges[column][step - 1] if step else -np.inf
         taken = (self._starts[column] <= fraction).sum(axis=1) - 1
         own = self._values[column][np.arange(len(self.points)), np.maximum(taken, 0)]
         return own[self._same_values[:, column]].astype(np.int64)

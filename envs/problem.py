@@ -37,6 +37,9 @@ from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreRewa
 from envs.walk import Walk
 
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 128
+REFIT_BATCHES = 3
+"""Batches of 200 images for the asymmetric reconstruction, which pays for them with every policy; with five the
+un-tuned accuracy of ResNet-20 at half of its MACs is 1.6 points higher, in the mean of 8 policies."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ def _reconstruction(
     network: Network, calibration: Sequence[torch.Tensor], config: ProblemConfig
 ) -> Reconstruction | None:
     if config.reconstruct == "asymmetric":
-        return AsymmetricReconstruction.of(network, calibration)
+        return AsymmetricReconstruction.of(network, calibration[:REFIT_BATCHES])
     if config.reconstruct == "symmetric":
         return SymmetricReconstruction(input_moments(network, calibration))
     return None

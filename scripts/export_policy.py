@@ -46,8 +46,8 @@ def show(exported: ExportedRun) -> None:
     for file in exported.files:
         for runtime, figures in file.agreement.items():
             print(
-                f"{file.path.name} in {runtime}: same class as PyTorch on {figures.top1:.2%} of the test "
-                f"images, largest difference {figures.relative_error:.1e} of the largest logit "
+                f"{file.path.name} in {runtime}: decides like PyTorch in {figures.same_decisions:.2%} of the "
+                f"cases, largest difference {figures.relative_error:.1e} of the largest output "
                 f"({file.verdict})"
             )
         if file.unsupported:

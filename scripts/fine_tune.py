@@ -1,7 +1,7 @@
 """Fine-tune the best network of a run, taught by the original, and export it."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
@@ -19,6 +19,7 @@ from amc.files import write_json
 from amc.package import MODEL_FILE, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
 from amc.recovery.fine_tune import DEFAULT_RECIPE, REFIT_EVERY, Distillation, fine_tune, settle_statistics
+from amc.tasks import Task
 from amc.training import Epoch, Recipe
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console
@@ -52,8 +53,9 @@ class FineTune:
     """L2 penalty on all weights."""
     temperature: float = Distillation.temperature
     """Softens the outputs of teacher and student before they are compared."""
-    alpha: float = Distillation.alpha
-    """Share of the teacher in the loss; the labels have the rest. With 0 there is no teacher."""
+    alpha: float | None = None
+    """Share of the teacher in the loss; the labels have the rest. With 0 there is no teacher. By default 0.9,
+    and 0 for a task without logits that could be softened."""
     refit_every: int = REFIT_EVERY
     """Steps after which the scales of quantized weights are fitted anew."""
     float_epochs: int = 0
@@ -84,6 +86,11 @@ class FineTune:
         return {**chosen, "policy": policy.digest()}
 
     @property
+    def distillation(self) -> Distillation:
+        """How the original teaches."""
+        return Distillation(self.temperature, Distillation.alpha if self.alpha is None else self.alpha)
+
+    @property
     def recipe(self) -> Recipe:
         """The part that the training loop wants to know."""
         return Recipe(
@@ -98,16 +105,34 @@ class FineTune:
 
 def main(options: FineTune) -> None:
     """Fine-tune the best network of a run, taught by the original, and export it."""
-    recipe, distillation = options.recipe, Distillation(options.temperature, options.alpha)
+    recipe, _ = options.recipe, options.distillation  # refuses bad values before the data are read
     check_output(options)
     run = load_run(options.run)
     try:
-        tune(run, run.best_policy, options, recipe, distillation)
+        options = replace(options, alpha=teachers_share(run.task, options))
+        tune(run, run.best_policy, options, recipe, options.distillation)
     except KeyboardInterrupt:
         kept = options.checkpoint.exists()
         raise KeyboardInterrupt("; repeat the command with --resume to go on" if kept else "") from None
     finally:
         run.problem.close()
+
+
+def teachers_share(task: Task, options: FineTune) -> float:
+    """The share of the teacher that was asked for, or what the task allows.
+
+    Raises:
+        UserError: a share was asked for, and the task's outputs cannot be softened.
+    """
+    if task.distillable:
+        return options.distillation.alpha
+    if options.alpha:
+        raise UserError(
+            f"Only a classifier's logits [N, classes] can be distilled: use --alpha 0 for {task.name}."
+        )
+    if options.alpha is None:
+        print(f"note: {task.name} has no logits that a teacher could soften, so the labels alone teach.")
+    return 0.0
 
 
 def check_output(options: FineTune) -> None:
@@ -205,6 +230,7 @@ def finish(
         drop=scores["original"]["test"] - scores["fine-tuned"]["test"],
         policy_digest=policy.digest(),
         formats=formats_for(run.problem.target.file_suffix),
+        agree=run.task.agreement,
     )
     figures = {
         "settings": options.settings(policy),
@@ -227,8 +253,9 @@ def report(run: Run, folder: Path, scores: dict[str, dict[str, float]], files: l
         table.add_row(name, f"{found['reward']:.2%}", f"{found['test']:.2%}")
     print_table(table)
     for file in files:
-        agreement = ", ".join(f"{figures.top1:.2%} in {name}" for name, figures in file.agreement.items())
-        print(f"{file.path} ({file.size / 1000:,.1f} kB): same class as in PyTorch for {agreement}")
+        shares = ((name, figures.same_decisions) for name, figures in file.agreement.items())
+        agreement = ", ".join(f"{share:.2%} in {name}" for name, share in shares)
+        print(f"{file.path} ({file.size / 1000:,.1f} kB): decides like PyTorch in {agreement}")
         if file.verdict in FAILURES:
             print(f"note: {file.path.name} {FAILURES[file.verdict]}.")
         if file.unsupported:

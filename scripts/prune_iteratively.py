@@ -20,10 +20,10 @@ from agents.run import Run, load_run
 from amc.errors import UserError
 from amc.policy import CompressionPolicy
 from amc.pruning.fine_grained import FULL_DENSITY, prune_weights
-from amc.recovery.fine_tune import Distillation, settle_statistics
+from amc.recovery.fine_tune import settle_statistics
 from amc.training_checkpoint import load_checkpoint
 from scripts.cli import run as run_script
-from scripts.fine_tune import FineTune, check_output, finish, score, train
+from scripts.fine_tune import FineTune, check_output, finish, score, teachers_share, train
 
 BISECTIONS = 40
 
@@ -74,6 +74,7 @@ def main(options: PruneIteratively) -> None:
     """Prune single weights in stages of falling density, fine-tune after each one, and export the result."""
     run = load_run(options.run)
     try:
+        options = replace(options, alpha=teachers_share(run.task, options))
         policy = run.best_policy
         stages = stages_of(options, run, policy)
         check_stages(stages, options)
@@ -150,8 +151,7 @@ def prune(run: Run, policy: CompressionPolicy, stages: list[Stage], options: Pru
             start, momentum = load_checkpoint(stage.checkpoint, model, settings)
         prune_weights(model, wanted.values("density"))
         print(f"{overall_density(run, wanted):.1f} % of the weights:", file=sys.stderr)
-        distillation = Distillation(stage.temperature, stage.alpha)
-        train(run, model, teacher, stage, stage.recipe, distillation, settings, start, momentum)
+        train(run, model, teacher, stage, stage.recipe, stage.distillation, settings, start, momentum)
         scores[f"{stage.density} % tuned"] = score(run, model)
     finish_stages(run, policy, model, stages, scores)
 

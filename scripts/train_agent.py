@@ -10,10 +10,14 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 
 from agents.compress import finish
 from agents.config import AgentConfig, SearchConfig
+from agents.report_settings import quantizers, rounds, scoring, searcher
 from agents.run import Run, load_run, load_source, prepare_device, start_run
 from agents.run_config import RunConfig, SourceConfig, read_config
 from agents.run_folder import run_lock
 from amc.errors import UserError
+from amc.network import Network
+from amc.policy import CompressionPolicy
+from amc.space import Knob, Space
 from envs.problem import Problem, ProblemConfig, build_problem
 from scripts.cli import run as run_script
 from scripts.progress import (
@@ -24,6 +28,9 @@ from scripts.progress import (
     outcome_table,
     print_table,
 )
+
+MOST_LISTED = 10
+"""Values of a knob that a dry run names one by one."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,20 @@ def search(run: Run) -> None:
     unit = run.problem.target.unit
     print_table(outcome_table(compressed.outcomes, run.task.score_name, unit))
     best = run.log.best()
+    if best is not None and best.policy.removed:
+        print(f"the best policy leaves out {left_out(run.network, best.policy)}")
     if best is not None and not best.feasible:
         print(miss_sentence(best, run.problem.budgets, unit))
     if best is not None and best.latency_source == "unreliable":
         print("The machine was too busy for a reliable latency; measure again with scripts/benchmark.py.")
     print(f"best policy in {run.folder / 'policy.json'}")
+
+
+def left_out(network: Network, policy: CompressionPolicy) -> str:
+    """Which residual blocks a policy leaves out: `1 of 2 residual blocks: block1.conv1, block1.conv2`."""
+    gone = [block for block in network.blocks if block.name in policy.removed]
+    layers = "; ".join(", ".join(block.layers) for block in gone)
+    return f"{len(gone)} of {len(network.blocks)} residual blocks{f': {layers}' if layers else ''}"
 
 
 def dry_run(options: TrainAgent) -> None:
@@ -165,9 +181,19 @@ def dry_run(options: TrainAgent) -> None:
     with MeasuringProgress(f"measuring {config.problem.target}") as progress:
         problem = build_problem(model, task, config.problem, device, progress=progress)
     try:
+        describe_settings(config)
         describe(problem)
     finally:
         problem.close()
+
+
+def describe_settings(config: RunConfig) -> None:
+    """Print who searches, how policies are evaluated, and with which quantizers."""
+    print(f"searcher: {searcher(config)}")
+    how = rounds(config)
+    print(f"policies are scored {scoring(config)}{f', {how}' if how else ''}")
+    if quantizers(config):
+        print(f"quantizers: {quantizers(config)}")
 
 
 def describe(problem: Problem) -> None:
@@ -180,12 +206,10 @@ def describe(problem: Problem) -> None:
         layers = [name for name in group.producers() if name in network.group_of]
         state = f"frozen: {group.frozen}" if group.frozen else f"widths {_widths(problem, group.name)}"
         print(f"  {group.name}: {group.channels} channels of {', '.join(layers)}; {state}")
+    if problem.config.drop_blocks:
+        print("residual blocks that may go:", "; ".join(", ".join(block.layers) for block in network.blocks))
     for knob in space.knobs:
-        choices = {str(value) for point in space.points for value in knob.values(point, None)}
-        values = [] if knob.name == "width" else sorted(choices, key=int)
-        print(
-            f"knob {knob.name}: {'live' if knob.name in problem.live else 'dead'} {' '.join(values)}".rstrip()
-        )
+        print(f"knob {knob.name}: {'live' if knob.name in problem.live else 'dead'} {_choices(space, knob)}")
     for name, cost in problem.costs.items():
         least = cost.lower_bound(space.empty())
         share = least / problem.original_costs[name]
@@ -205,12 +229,22 @@ def time_evaluation(problem: Problem) -> None:
     walk = problem.walk()
     if walk.length == 0:
         raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")
-    started = time.perf_counter()
-    evaluation = problem.evaluator([walk.reference_policy()])[0]
+    policy, started = walk.reference_policy(), time.perf_counter()
+    evaluation = problem.evaluator([policy])[0]
+    if problem.config.drop_blocks:
+        print(f"the uniform policy leaves out {left_out(problem.network, policy)}")
     print(
         f"uniform policy: {problem.task.score_name} {evaluation.score:.2%} on the reward split; "
         f"{time.perf_counter() - started:.2f} s per evaluation, {walk.length} decisions"
     )
+
+
+def _choices(space: Space, knob: Knob) -> str:
+    """The values of a knob that some layer may have; a long row of them as its ends."""
+    values = sorted({value for point in space.points for value in knob.values(point, None)})
+    if len(values) > MOST_LISTED:
+        return f"{values[0]}..{values[-1]}"
+    return " ".join(map(str, values))
 
 
 def _widths(problem: Problem, name: str) -> str:

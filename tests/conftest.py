@@ -1,10 +1,12 @@
 """What all tests share: one thread, and each reference network traced once."""
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from amc.models import build_model, list_models
 from amc.network import Network, trace
@@ -18,9 +20,12 @@ WIDTHS = {
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
     """Networks this small run slower on several threads, on a busy machine thirty times slower."""
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    with threadpool_limits(1):
+        yield
 
 
 @functools.cache

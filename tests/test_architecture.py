@@ -1,6 +1,7 @@
 """The shape of the project: who may import whom, how long a file is, what is never imported."""
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ ROOMS = ("amc", "envs", "agents", "scripts")
 LONGEST = 400
 EXTRAS = {
     "botorch",
+    "gpytorch",
+    "pycocotools",
     "ray",
     "faiss",
     "kymatio",
@@ -52,6 +55,7 @@ def module_level(tree: ast.Module) -> list[ast.stmt]:
     return found
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 

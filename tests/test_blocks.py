@@ -143,7 +143,7 @@ def test_costs_count_what_is_left(name, traced):
     space = space_of(network, bits=(8, 32))
     costs = symbolic_costs(space)
     pruning = ChannelPruning(rank_channels(network), space.knobs[1])
-    for table in random_tables(space, 12):
+    for table in random_tables(space, 4):
         policy = space.policy(table)
         model = apply(policy, network, (pruning,))
         left = trace(model, network.example)

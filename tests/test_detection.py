@@ -1,6 +1,7 @@
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from agents.config import SearchConfig
 from amc.data import load_data
 from amc.data.boxes import DetectionData
 from amc.data.shapes import shapes
+from amc.detection.agreement import same_detections
 from amc.detection.assignment import assign
 from amc.detection.average_precision import average_precision
 from amc.detection.boxes import generalised_iou, iou, suppress
@@ -25,7 +27,7 @@ from amc.network import trace
 from amc.tasks import DetectionTask, Task, load_task
 from amc.tasks.base import ModelCheck
 from amc.training import Recipe, fit
-from scripts import pretrain
+from scripts import fine_tune, pretrain
 from scripts.cli import exit_code
 
 pytest.importorskip("pycocotools")
@@ -195,6 +197,31 @@ def test_the_wrong_class_counts_nothing_and_no_detection_is_zero():
     assert average_precision([empty], labels, 3).coco == 0
 
 
+# Sure detections of the first side that the other may have: same place, class and a fair score.
+SURE = (0.9, 1, 0, 0, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("other", "share"),
+    [
+        ((0.3, 1, 0, 0, 10, 9), 1.0),  # less sure and a bit smaller
+        ((0.9, 2, 0, 0, 10, 10), 0.0),  # another class: neither side has the other's
+        ((0.3, 1, 0, 0, 10, 7), 0.0),  # IoU 0.7
+        ((0.1, 1, 0, 0, 10, 10), 0.0),  # hardly there
+    ],
+)
+def test_a_detection_agrees_with_one_like_it(other: tuple[float, ...], share: float):
+    assert same_detections([detections(SURE)], [detections(other)]) == share
+
+
+def test_agreement_counts_the_sure_detections_of_both_sides():
+    guess, far = (0.3, 0, 50, 50, 60, 60), (0.8, 1, 30, 30, 40, 40)
+    assert same_detections([detections(SURE, guess)], [detections(SURE, far)]) == pytest.approx(2 / 3)
+    assert same_detections([detections(guess)], [detections(guess)]) == 1.0
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    assert same_detections([detections(SURE)], [nothing]) == 0.0
+
+
 def test_pycocotools_prints_nothing(capsys):
     labels = torch.tensor([[[1, 0, 0, 10, 10]]], dtype=torch.float32)
     average_precision([detections((0.9, 0, 0, 0, 10, 10))], labels, 3)
@@ -249,6 +276,32 @@ def test_the_exported_detector_gives_the_same_maps(data, tmp_path):
     assert max(figures.relative_error for figures in agreement.values()) <= 1e-4
 
 
+def test_maps_agree_if_they_mean_the_same_boxes(data):
+    task = DetectionTask(data)
+    maps = perfect_maps(data.test.labels, 3, 64)
+    noisy = maps + 0.02 * torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
+    assert task.agreement(maps, noisy) > 0.99
+    assert task.agreement(maps, maps.roll(1, dims=3)) < 0.5  # a cell to the right
+    assert task.agreement(maps, torch.full_like(maps, math.nan)) == 0.0
+
+
+def test_a_check_of_a_file_asks_the_task(data, tmp_path):
+    network = trace(build_model("detector", 3, 3, 0.125), DetectionTask(data).example_input())
+    images = data.normalised("test")[:2]
+    path = tmp_path / "detector.onnx"
+    export_onnx(network.copy(), network.example, path)
+    seen: list[tuple[int, ...]] = []
+
+    def agree(expected: Tensor, said: Tensor) -> float:
+        assert torch.allclose(expected, said, atol=1e-3)
+        seen.append(tuple(said.shape))
+        return 0.25
+
+    figures = check_export(path, network.copy(), images, agree=agree)
+    assert seen == [(2, 8, 16, 16)] * 2
+    assert [each.same_decisions for each in figures.values()] == [0.25, 0.25]
+
+
 def test_features_are_what_enters_the_head(data):
     model = build_model("detector", 3, 3, 0.25).eval()
     x = DetectionTask(data).example_input()
@@ -290,6 +343,19 @@ def test_pretrain_saves_a_detector(data, tmp_path, capsys, monkeypatch):
     assert "test mAP" in capsys.readouterr().out and out.is_file()
     smoothed = [*given, "--label-smoothing", "0.1", "--out", str(tmp_path / "other.safetensors")]
     assert exit_code(pretrain.main, smoothed) == 2
+
+
+def test_a_detector_is_tuned_without_a_teacher_unless_one_is_asked_for(data, capsys):
+    task = DetectionTask(data)
+    options = fine_tune.FineTune(Path("run"))
+    assert fine_tune.teachers_share(task, options) == 0.0
+    assert capsys.readouterr().out == (
+        "note: detection has no logits that a teacher could soften, so the labels alone teach.\n"
+    )
+    assert fine_tune.teachers_share(task, replace(options, alpha=0.0)) == 0.0
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="use --alpha 0 for detection"):
+        fine_tune.teachers_share(task, replace(options, alpha=0.5))
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def test_export_model_writes_and_checks_both_files(networks, tmp_path: Path) -> 
     assert floats.quantization == {"weights": {}, "activations": {}}
     assert int8.quantization == {"weights": {4: 2}, "activations": {8: 2}}
     assert set(int8.agreement) == {"onnxruntime", "openvino"}
-    assert int8.to_json()["agreement"]["openvino"]["top1"] >= 0.99 and int8.size < floats.size
+    assert int8.to_json()["agreement"]["openvino"]["same_decisions"] >= 0.99 and int8.size < floats.size
     assert json.dumps(int8.to_json())
 
 
@@ -173,7 +173,7 @@ def test_without_quantization_the_statistics_are_its_own(networks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "top1", "quantized", "drop", "verdict"),
+    ("error", "same", "quantized", "drop", "verdict"),
     [
         (1e-5, 1.0, False, 0.0, "passed"),
         (1e-3, 1.0, False, 0.0, "failed"),
@@ -183,9 +183,9 @@ def test_without_quantization_the_statistics_are_its_own(networks) -> None:
         (0.1, 0.98, True, 0.06, "reported"),
     ],
 )
-def test_verdicts(error: float, top1: float, quantized: bool, drop: float, verdict: str) -> None:
+def test_verdicts(error: float, same: float, quantized: bool, drop: float, verdict: str) -> None:
     good = Agreement(0.0, 1.0)
-    assert judge({"a": good, "b": Agreement(error, top1)}, quantized, drop) == verdict
+    assert judge({"a": good, "b": Agreement(error, same)}, quantized, drop) == verdict
 
 
 def test_export_needs_its_folder(networks, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_float_file_equals_the_network(name: str, tmp_path: Path) -> None:
     assert exported.exporter == "amc" and not exported.quantized and exported.unsupported is None
     onnx.checker.check_model(exported.path, full_check=True)
     for figures in check_export(exported.path, net, images(20)).values():
-        assert figures.relative_error < 1e-4 and figures.top1 == 1.0
+        assert figures.relative_error < 1e-4 and figures.same_decisions == 1.0
     assert "BatchNormalization" not in optimized_operators(exported.path)
 
 

@@ -101,7 +101,7 @@ def test_float_file_equals_the_network(name: str, traced: Callable[[str], Networ
     exported = export_tflite(network.module, network.example, tmp_path / "model.tflite")
     assert exported.exporter == "amc" and not exported.quantized
     (figures,) = check_export(exported.path, network.module, inputs_of(network, 4)).values()
-    assert figures.relative_error < 1e-4 and figures.top1 == 1.0
+    assert figures.relative_error < 1e-4 and figures.same_decisions == 1.0
     assert everything_delegated(exported.path)
 
 
@@ -156,7 +156,7 @@ def test_int8_file_agrees_with_the_simulation(name: str, tmp_path: Path) -> None
     exported = export_tflite(net, images(1), tmp_path / "model.tflite")
     assert exported.quantized and set(exported.quantization["weights"]) == {8}
     (figures,) = check_export(exported.path, net, images()).values()
-    assert figures.relative_error < 0.03 and figures.top1 >= 0.95
+    assert figures.relative_error < 0.03 and figures.same_decisions >= 0.95
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

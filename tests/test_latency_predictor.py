@@ -14,9 +14,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from amc.compress import ActivationQuantization, ChannelPruning, Compressor, WeightQuantization, apply
 from amc.costs.latency.cost import LatencyCost
-from amc.costs.latency.features import LatencyFeatures
+from amc.costs.latency.features import FORMATS, LAYER_FEATURES, LatencyFeatures
 from amc.costs.latency.fitting import make_predictor, sample_latencies
-from amc.costs.latency.predictor import LatencyPredictor, Sample, fit
+from amc.costs.latency.predictor import LatencyPredictor, Sample
 from amc.costs.latency.sampling import LEAST_SAMPLES, Sampler, random_table, with_ratios
 from amc.costs.latency.tensors import find_tensors
 from amc.errors import UserError
@@ -127,6 +127,20 @@ def test_features_grow_with_every_width(traced: Traced, name: str):
             assert (features.of(wider) >= before - 1e-6).all()
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_classes_split_what_their_kinds_add_up(traced: Traced, name: str):
+    space = make_space(traced(name))
+    features = LatencyFeatures(space, (4, 8))
+    assert features.specific.shape == (features.size,)
+    kinds = len({layer.kind for layer in space.network.layers})
+    for table in tables(space, 3):
+        values = features.of(table)
+        of_classes = values[features.specific].reshape(FORMATS, -1, LAYER_FEATURES)
+        of_kinds = values[~features.specific][: FORMATS * kinds * LAYER_FEATURES]
+        added_up = of_kinds.reshape(FORMATS, kinds, LAYER_FEATURES).sum(axis=1)
+        assert of_classes.sum(axis=1) == pytest.approx(added_up)
+
+
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "concatnet"])
 def test_elements_are_those_of_the_sliced_network(traced: Traced, name: str):
     """The tensors of the formula are those that the really compressed network writes."""
@@ -235,12 +249,6 @@ def test_margin_and_mean_error_by_hand():
     assert predictor.margin == pytest.approx(0.25)
     predictor.errors = np.array([0.1] * 20)
     assert predictor.margin == 0.0  # predictions that are always too high need none
-
-
-def test_fit_by_hand():
-    rows = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
-    assert fit(rows, np.array([3.0, 4.0, 7.0])) == pytest.approx([3.0, 2.0, 0.0])
-    assert (fit(rows, np.array([3.0, 4.0, 1.0])) >= 0).all()
 
 
 def test_too_few_samples_fit_nothing():

@@ -22,16 +22,16 @@ FAKE = f"{budgets.__name__}:FormulaTarget"
 
 def test_report_and_tensorboard_say_what_was_measured(tmp_path: Path):
     folder = tmp_path / "run"
-    run = begin(folder, "latency=0.4ms", evaluations=20)
+    run = begin(folder, "latency=0.4ms", evaluations=12)
     run.search()
     predicted = sum(row["latency_source"] == "predicted" for row in rows(folder))
-    assert 0 < predicted < 20
+    assert 0 < predicted < 12
     record = load_record(folder)
     assert record.limits["latency"] == pytest.approx(run.problem.budgets[0].limit)
     page = write_report([folder], tmp_path / "page.html")[0].read_text()
-    assert f"The latency of {predicted} of 20 policies is predicted" in page and "Hollow" in page
+    assert f"The latency of {predicted} of 12 policies is predicted" in page and "Hollow" in page
     events = EventAccumulator(str(folder)).Reload()
-    assert len(events.Scalars("costs/latency")) == 20
+    assert len(events.Scalars("costs/latency")) == 12
 
 
 def test_a_report_in_the_targets_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

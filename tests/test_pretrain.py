@@ -218,19 +218,15 @@ def test_a_foreign_checkpoint_is_refused(tmp_path, capsys):
 def test_both_ways_to_start_the_script(tmp_path):
     # From another folder the file must find the packages beside it; as a module it is found by the path.
     ways = (
-        ([sys.executable, ROOT / "scripts" / "pretrain.py"], tmp_path),
-        ([sys.executable, "-m", "scripts.pretrain"], ROOT),
+        ([ROOT / "scripts" / "pretrain.py", "--help"], tmp_path),
+        (["-m", "scripts.pretrain", "--no-such-option"], ROOT),
     )
-    running = [
-        subprocess.Popen([*way, flag], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for way, cwd in ways
-        for flag in ("--help", "--no-such-option")
-    ]
-    answers = [(process.communicate(), process.returncode) for process in running]
-    assert [code for _, code in answers] == [0, 2, 0, 2]
-    for (out, _), _ in answers[::2]:
-        assert "--label-smoothing" in out
-        assert "Share of each label" in out
+    file, module = (
+        subprocess.run([sys.executable, *way], cwd=cwd, capture_output=True, text=True) for way, cwd in ways
+    )
+    assert (file.returncode, module.returncode) == (0, 2)
+    assert "--label-smoothing" in file.stdout and "Share of each label" in file.stdout
+    assert "--no-such-option" in module.stderr
 
 
 def test_classification_task_is_a_task():

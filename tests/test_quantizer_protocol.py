@@ -85,7 +85,7 @@ def test_the_charge_never_falls_with_bits_or_weights(name):
 
 
 def test_a_layer_whose_tables_outweigh_its_codes_stays_in_floats(traced):
-    network = traced("mobilenet_v2")
+    network = traced("mobilenet_v1")
     model = apply(policy_of(network, 8, 32), network, compressors(network, QuantizerNames("lq")))
     depthwise = next(layer for layer in network.layers if layer.kind == "depthwise")
     kind, out = WEIGHT_QUANTIZERS["lq"], depthwise.out_channels

@@ -105,9 +105,9 @@ class FakeTarget(Target):
 TINY = [
     *("--model", "tests.test_run:tiny_model", "--data", "tests.test_run:tiny_data"),
     *("--reward-images", "60", "--calibration-images", "40", "--hidden-sizes", "16", "16"),
-    *("--warmup-evaluations", "4", "--threads", "1", "--device", "cpu"),
+    *("--warmup-evaluations", "4", "--updates-per-transition", "1", "--threads", "1", "--device", "cpu"),
 ]
-AGENT = AgentConfig(warmup_evaluations=4, hidden_sizes=(16, 16))
+AGENT = AgentConfig(warmup_evaluations=4, hidden_sizes=(16, 16), updates_per_transition=1)
 PROBLEM = ProblemConfig(budget=("macs=0.5",), reward_images=60, calibration_images=40)
 
 

@@ -93,7 +93,7 @@ class ToyReward:
         return evaluation.score - self.reference.score
 
 
-SMALL = AgentConfig(warmup_evaluations=5, hidden_sizes=(32, 32))
+SMALL = AgentConfig(warmup_evaluations=5, hidden_sizes=(32, 32), updates_per_transition=1)
 
 
 def run(
@@ -329,10 +329,7 @@ def test_evaluations_that_draw_from_torch_do_not_disturb_the_search(tmp_path: Pa
     assert outcome(run(tmp_path / "a", Drawing(), config)) == outcome(run(tmp_path / "b", config=config))
 
 
-KILLED_BUDGET = 120
-
-
-def check_killed_and_resumed(tmp_path: Path, kills: int) -> None:
+def check_killed_and_resumed(tmp_path: Path, kills: int, budget: int) -> None:
     """Kill a searching process at random moments, then compare with one that was left alone."""
     rng = np.random.default_rng()
     processes = multiprocessing.get_context("forkserver")
@@ -341,7 +338,7 @@ def check_killed_and_resumed(tmp_path: Path, kills: int) -> None:
     log = tmp_path / "killed" / "evaluations.jsonl"
     for _ in range(kills):
         before = len(EvaluationLog(log))
-        settings = {"budget": KILLED_BUDGET, "checkpoint_every": 3}
+        settings = {"budget": budget, "checkpoint_every": 3}
         child = processes.Process(target=run, args=(tmp_path / "killed",), kwargs=settings)
         child.start()
         while len(EvaluationLog(log)) == before and child.is_alive():
@@ -349,17 +346,17 @@ def check_killed_and_resumed(tmp_path: Path, kills: int) -> None:
         time.sleep(rng.uniform(0.0, 0.15))
         child.kill()
         child.join()
-    assert 0 < len(EvaluationLog(log)) < KILLED_BUDGET, "nothing was killed in the middle of a search"
-    whole, resumed = (run(tmp_path / name, budget=KILLED_BUDGET) for name in ("whole", "killed"))
+    assert 0 < len(EvaluationLog(log)) < budget, "nothing was killed in the middle of a search"
+    whole, resumed = (run(tmp_path / name, budget=budget) for name in ("whole", "killed"))
     assert outcome(resumed) == outcome(whole)
     assert (tmp_path / "killed/policy.json").read_text() == (tmp_path / "whole/policy.json").read_text()
 
 
 def test_killed_at_random_moments(tmp_path: Path):
-    check_killed_and_resumed(tmp_path, kills=3)
+    check_killed_and_resumed(tmp_path, kills=2, budget=80)
 
 
 @pytest.mark.slow
 def test_killed_at_many_random_moments(tmp_path: Path):
     for series in range(5):
-        check_killed_and_resumed(tmp_path / str(series), kills=4)
+        check_killed_and_resumed(tmp_path / str(series), kills=4, budget=160)

@@ -11,7 +11,8 @@ from agents.log import EvaluationLog
 from agents.search import search
 from agents.searcher import make_searcher
 from agents.tensorboard import TensorBoardWriter
-from amc.policy import CompressionPolicy, LayerDecision
+from amc.evaluate import Evaluation
+from amc.policy import REMOVED, CompressionPolicy, LayerDecision
 from tests.test_search import SMALL, ToyEvaluate, ToyReward, ToyWalk
 
 WIDTHS = {f"layer{i}": 101 for i in range(6)}
@@ -92,6 +93,25 @@ def test_bits_are_drawn_and_widths_without_originals(tmp_path: Path):
     events = read(tmp_path)
     assert [each.value for each in events.Scalars("weight_bits/layer0")] == [4.0, 4.0]
     assert events.Scalars("width/layer0")[0].value == 51.0
+
+
+def test_layers_that_are_left_out_have_a_ratio_of_zero(tmp_path: Path):
+    policy = CompressionPolicy(
+        "toy", (LayerDecision("stem", {"width": 8}), LayerDecision("block", {}, REMOVED))
+    )
+    log = EvaluationLog(tmp_path / "evaluations.jsonl")
+    writer = TensorBoardWriter(tmp_path, log, {"drop_blocks": True}, {"stem": 16, "block": 16})
+    writer(log.add(Evaluation(policy, 0.5, {}, 0.1), 0.0, {}), log)
+    writer.close({})
+    events = read(tmp_path)
+    for tag, value in {
+        "keep_ratio/stem": 0.5,
+        "keep_ratio/block": 0.0,
+        "search/layers_left_out": 1.0,
+    }.items():
+        assert [each.value for each in events.Scalars(tag)] == [value]
+    text = events.Tensors("best_policy/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "1 layers left out" in text
 
 
 def test_policy_figure_draws_a_bar_a_layer():

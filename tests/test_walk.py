@@ -55,11 +55,12 @@ def random_actions(walk: Walk, count: int, seed: int = 0) -> np.ndarray:
     return np.where(np.arange(count)[:, None, None] % 2, anywhere, level)
 
 
+@pytest.mark.parametrize("episodes", [40, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("texts", "live", "multiple"), CASES)
-def test_budgets_hold_are_used_and_a_tighter_one_never_costs_more(texts, live, multiple, traced):
+def test_budgets_hold_are_used_and_a_tighter_one_never_costs_more(texts, live, multiple, episodes, traced):
     walk = walk_of(traced("resnet20"), texts, live, multiple)
     tighter = walk_of(traced("resnet20"), texts, live, multiple, scale=0.9)
-    for number, actions in enumerate(random_actions(walk, 400 if live == WIDTHS_ONLY else 100)):
+    for number, actions in enumerate(random_actions(walk, episodes)):
         costs = np.array([budget.cost.of(episode(walk, actions)) for budget in walk.budgets])
         used = costs / [budget.limit for budget in walk.budgets]
         assert used.max() <= 1.0

@@ -70,7 +70,6 @@ class Geometry:
         folded_norms = {layer.norm for layer in network.layers}
         self._standing = np.array([float(name not in folded_norms) for name in norm_sizes])
         block_of = _block_of_module(network)
-        self._all_present = np.ones(len(network.blocks) + 1)
         self._layer_block = np.array([block_of.get(layer.name, -1) for layer in network.layers])
         self._norm_block = np.array([block_of.get(name, -1) for name in norm_sizes], dtype=int)
         self._other = _other_parameters(network, block_of)
@@ -89,7 +88,9 @@ class Geometry:
 
     def widths(self, table: np.ndarray) -> np.ndarray:
         """Output channels of every layer, 0 for those that are left out; float64 [points]."""
-        return table[:, self.space.column("width")] * self._present(table)[self._layer_block]
+        widths = table[:, self.space.column("width")].astype(float)
+        present = self._present(table)
+        return widths if present is None else widths * present[self._layer_block]
 
     def weights(self, table: np.ndarray) -> np.ndarray:
         """Weight elements of every layer; float64 [points]."""
@@ -102,19 +103,19 @@ class Geometry:
     def norm_channels(self, table: np.ndarray) -> tuple[float, float]:
         """Channels of all batch norms, and of those that are not folded into a layer."""
         channels = self._norms_constant + self._norms @ table[:, self.space.column("width")]
-        channels = channels * self._present(table)[self._norm_block]
+        present = self._present(table)
+        channels = channels if present is None else channels * present[self._norm_block]
         return float(channels.sum()), float(channels @ self._standing)
 
     def other_parameters(self, table: np.ndarray) -> float:
         """Elements of parameters whose number no width changes, such as those of a PReLU."""
-        return float(self._other @ self._present(table))
+        present = self._present(table)
+        return float(self._other.sum() if present is None else self._other @ present)
 
-    def _present(self, table: np.ndarray) -> np.ndarray:
-        """1 for every residual block that is kept, 0 for one that is left out, and a last 1; float64."""
-        left_out = self.space.left_out(table)
-        if not left_out:
-            return self._all_present
-        return np.array([*(float(b.name not in left_out) for b in self.space.network.blocks), 1.0])
+    def _present(self, table: np.ndarray) -> np.ndarray | None:
+        """1 for each residual block that is kept, 0 for one that is not, and a last 1; None if all are."""
+        gone = self.space.gone_blocks(table)
+        return None if gone is None or not gone.any() else np.append(~gone, True).astype(float)
 
 
 def _block_of_module(network: Network) -> dict[str, int]:

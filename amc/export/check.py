@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import UserError
+from amc.tasks.classification import same_class
 
 Outputs = list[np.ndarray]
+Agree = Callable[[Tensor, Tensor], float]
+"""Share of the decisions that two outputs have in common: `Task.agreement`."""
 
 
 @dataclass(frozen=True)
@@ -19,29 +22,31 @@ class Agreement:
 
     Attributes:
         relative_error: largest difference of any output, divided by that output's largest magnitude.
-        top1: share of images, 0 to 1, with the same largest entry of the first output.
+        same_decisions: share, 0 to 1, of the decisions that the first outputs have in common.
     """
 
     relative_error: float
-    top1: float
+    same_decisions: float
 
 
 def check_export(
-    path: Path | str, module: nn.Module, images: Tensor, chunk: int = 100
+    path: Path | str, module: nn.Module, images: Tensor, chunk: int = 100, agree: Agree = same_class
 ) -> dict[str, Agreement]:
     """Run a file in every runtime that reads it and compare it with the network.
 
     ONNX files run in ONNX Runtime and OpenVINO (in 32-bit floats), TFLite files in LiteRT.
 
     A float file is right when `relative_error` is at most 1e-4. An int8 file may differ by a code here and
-    there, where a value lies on the border of two; `top1` is its measure. A CPU without VNNI saturates
-    products of 8-bit weights, which shows here as well, because it is what the user of that CPU will get.
+    there, where a value lies on the border of two; `same_decisions` is its measure. A CPU without VNNI
+    saturates products of 8-bit weights, which shows here as well, because it is what the user of that CPU
+    will get.
 
     Args:
         path: the exported file.
         module: the network it was exported from, in eval mode.
         images: inputs [N, ...]; for a file of fixed batch size N must be a multiple of it.
         chunk: images that run at once, if the file leaves that open.
+        agree: what the outputs decide, `Task.agreement`; by default the class of the largest logit.
 
     Returns:
         Figures by runtime: "onnxruntime" and "openvino", or "litert".
@@ -52,16 +57,16 @@ def check_export(
     with torch.no_grad():
         expected = _arrays(module(images))
     runners = RUNNERS[Path(path).suffix]
-    return {name: compare(run(Path(path), images, chunk), expected) for name, run in runners.items()}
+    return {name: compare(run(Path(path), images, chunk), expected, agree) for name, run in runners.items()}
 
 
-def compare(actual: Outputs, expected: Outputs) -> Agreement:
+def compare(actual: Outputs, expected: Outputs, agree: Agree = same_class) -> Agreement:
     """Figures of one runtime's outputs against torch's."""
     errors = [
         np.abs(a - e).max() / max(np.abs(e).max(), 1e-30) for a, e in zip(actual, expected, strict=True)
     ]
-    same = actual[0].argmax(axis=1) == expected[0].argmax(axis=1)
-    return Agreement(float(max(errors)), float(same.mean()))
+    same = agree(torch.from_numpy(expected[0]), torch.from_numpy(actual[0]))
+    return Agreement(float(max(errors)), same)
 
 
 def run_onnxruntime(path: Path, images: Tensor, chunk: int = 100) -> Outputs:

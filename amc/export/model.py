@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, fx, nn
 
 from amc.errors import UserError
-from amc.export.check import Agreement, check_export
+from amc.export.check import Agree, Agreement, check_export
 from amc.export.exporter import Exported, export_onnx, summarize
 from amc.export.tflite import export_tflite
 from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, with_plain_weight
@@ -16,14 +16,15 @@ from amc.quantization.protocol import PointQuantizer, Quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.recovery.calibrate import calibrate
 from amc.slicing import clone_module
+from amc.tasks.classification import same_class
 
 FLOAT_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
 ONNX, TFLITE = ".onnx", ".tflite"
 
 FLOAT_TOLERANCE = 1e-4
-"""Largest difference of any logit, relative to the largest logit."""
+"""Largest difference of any output, relative to the largest one."""
 INT8_AGREEMENT = 0.99
-"""Smallest share of images on which an int8 file and its simulation see the same class."""
+"""Smallest share of its simulation's decisions, such as the classes of images, that an int8 file makes."""
 COMPARABLE_DROP = 0.05
 """A network that lost more accuracy than this has narrow margins: its int8 agreement is only reported."""
 
@@ -66,6 +67,7 @@ def export_model(
     drop: float,
     policy_digest: str = "",
     formats: Sequence[str] = (ONNX,),
+    agree: Agree = same_class,
 ) -> list[CheckedFile]:
     """Write `model.onnx` in floats and, where anything is quantized, `model_int8.onnx`, and check both.
 
@@ -79,6 +81,7 @@ def export_model(
         drop: score that the network lost to the original, on the same images.
         policy_digest: stored in the files.
         formats: suffixes of the files to write; ".tflite" gives `model.tflite` and `model_int8.tflite`.
+        agree: what the outputs decide, `Task.agreement`; by default the class of the largest logit.
 
     Returns:
         The files in the order in which they were written.
@@ -96,9 +99,9 @@ def export_model(
     files = []
     for suffix in formats:
         plain, int8 = ((folder / name).with_suffix(suffix) for name in (FLOAT_FILE, INT8_FILE))
-        files.append(_write(floats, plain, images, policy_digest, unlabeled, drop))
+        files.append(_write(floats, plain, images, policy_digest, unlabeled, drop, agree))
         if quantized:
-            files.append(_write(model, int8, images, policy_digest, unlabeled, drop))
+            files.append(_write(model, int8, images, policy_digest, unlabeled, drop, agree))
         else:
             int8.unlink(missing_ok=True)  # of an earlier policy
     return files
@@ -171,10 +174,16 @@ def _plain_layer(layer: QuantizedConv2d | QuantizedLinear) -> nn.Module:
 
 
 def _write(
-    model: fx.GraphModule, path: Path, images: Tensor, digest: str, unlabeled: Tensor | None, drop: float
+    model: fx.GraphModule,
+    path: Path,
+    images: Tensor,
+    digest: str,
+    unlabeled: Tensor | None,
+    drop: float,
+    agree: Agree,
 ) -> CheckedFile:
     exported = write_file(model, images[:1], path, digest, unlabeled)
-    agreement = check_export(path, model, images)
+    agreement = check_export(path, model, images, agree=agree)
     return CheckedFile(
         path,
         exported.size,
@@ -191,7 +200,7 @@ def judge(agreement: Mapping[str, Agreement], quantized: bool, drop: float) -> V
 
     Args:
         agreement: figures by runtime.
-        quantized: whether the file is int8; then the classes count, otherwise the logits.
+        quantized: whether the file is int8; then the decisions count, otherwise the numbers.
         drop: score that the network lost to the original.
     """
     if not quantized:
@@ -199,5 +208,5 @@ def judge(agreement: Mapping[str, Agreement], quantized: bool, drop: float) -> V
     elif drop > COMPARABLE_DROP:
         return "reported"
     else:
-        good = all(figures.top1 >= INT8_AGREEMENT for figures in agreement.values())
+        good = all(figures.same_decisions >= INT8_AGREEMENT for figures in agreement.values())
     return "passed" if good else "failed"

@@ -39,12 +39,12 @@ def asymmetric_weight(
     Returns:
         float64 [out, d], and the shift that goes with it, [out]; zero without an intercept.
     """
-    z, y = inputs.double(), targets.double()
-    mean_z, mean_y = (v.mean(dim=0) if intercept else v.new_zeros(v.shape[1]) for v in (z, y))
-    second = z.T @ z / len(z) - mean_z[:, None] * mean_z
-    cross = z.T @ y / len(z) - mean_z[:, None] * mean_y
+    mean_z, mean_y = (v.mean(dim=0) if intercept else v.new_zeros(v.shape[1]) for v in (inputs, targets))
+    # Products in float32 take half the time; centred first, they lose nothing that the ridge would keep.
+    z, y = inputs - mean_z, targets - mean_y
+    second, cross = (z.T @ z).double() / len(z), (z.T @ y).double() / len(z)
     weight = solve_weight(second, cross, prior.double())
-    return weight, mean_y - weight @ mean_z
+    return weight, mean_y - weight @ mean_z.double()
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,13 @@ class AsymmetricReconstruction:
         return cls(torch.cat(list(batches)), tuple(len(b) for b in batches), targets, positions, seed)
 
     def __call__(self, model: nn.Module, network: Network, positions: Positions) -> None:
-        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
+        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
+
+        Where residual blocks are gone, every layer has other inputs than before.
+        """
         lost = [layer for layer in network.layers if layer.name in self.targets]
-        lost = [layer for layer in lost if (layer.name, "in") in positions]
+        if not self.targets.keys() - {layer.name for layer in network.layers}:
+            lost = [layer for layer in lost if (layer.name, "in") in positions]
         if not lost:
             return
         norms = [module for module in model.modules() if isinstance(module, NORMS)]
@@ -129,11 +133,13 @@ class AsymmetricReconstruction:
         self, layer: Layer, original: Tensor, positions: Positions
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         """What refits a layer when its inputs arrive."""
-        kept, rows = positions[layer.name, "in"], positions.get((layer.name, "out"))
+        kept, rows = positions.get((layer.name, "in")), positions.get((layer.name, "out"))
         targets = self.targets[layer.name]
         if rows is not None:
             original, targets = original[rows], targets[:, rows]
-        prior = original.flatten(1)[:, weight_columns(original, kept)]
+        prior = (
+            original.flatten(1) if kept is None else original.flatten(1)[:, weight_columns(original, kept)]
+        )
 
         def refit_to(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             patches = PatchSampler(module, self.positions, self.seed)

@@ -202,7 +202,11 @@ def fine_tune(
             model,
             task.data,
             recipe,
-            loss=distilled(knowing, task.loss, distillation or Distillation()),
+            loss=distilled(
+                knowing,
+                task.loss,
+                distillation or Distillation(alpha=Distillation.alpha if task.distillable else 0.0),
+            ),
             start_epoch=start_epoch,
             momentum=momentum,
             on_step=after_step,

@@ -15,11 +15,13 @@ class Task(Protocol):
         name: What reports call it.
         score_name: What its score measures, e.g. `accuracy`.
         data: The images, in three splits.
+        distillable: Whether its networks return logits [B, classes], which a teacher can soften.
     """
 
     name: str
     score_name: str
     data: ImageData
+    distillable: bool
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Scalar to minimise on images float32 [B, C, H, W] with labels int64 [B]."""
@@ -27,6 +29,14 @@ class Task(Protocol):
 
     def score(self, model: nn.Module, split: str) -> float:
         """The score of a model on the split `train`, `reward` or `test`; larger is better, 1 is perfect."""
+        ...
+
+    def agreement(self, expected: Tensor, said: Tensor) -> float:
+        """Share, 0 to 1, of the decisions that two outputs [N, ...] of the traced part have in common.
+
+        Tells whether an exported file in 8-bit integers, whose numbers may differ a little, decides what its
+        network decides.
+        """
         ...
 
     def traced(self, model: nn.Module) -> nn.Module:

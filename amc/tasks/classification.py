@@ -9,6 +9,11 @@ from amc.models.registry import check_fits
 from amc.training import accuracy, cross_entropy
 
 
+def same_class(expected: Tensor, said: Tensor) -> float:
+    """Share, 0 to 1, of the images with the same largest entry of their logits [N, classes]."""
+    return float((expected.argmax(dim=1) == said.argmax(dim=1)).float().mean())
+
+
 class ClassificationTask:
     """One label an image; the score is the share of images whose largest logit is the label's.
 
@@ -22,6 +27,7 @@ class ClassificationTask:
 
     name = "classification"
     score_name = "accuracy"
+    distillable = True
 
     def __init__(self, data: ImageData, batch_size: int = 100) -> None:
         if isinstance(data, DetectionData):
@@ -40,6 +46,10 @@ class ClassificationTask:
     def score(self, model: nn.Module, split: str) -> float:
         """Top-1 accuracy on a split, in [0, 1]."""
         return accuracy(model, self.data.normalised(split), self.data.split(split).labels, self.batch_size)
+
+    def agreement(self, expected: Tensor, said: Tensor) -> float:
+        """Share of the images that both outputs [N, classes] give the same class."""
+        return same_class(expected, said)
 
     def traced(self, model: nn.Module) -> nn.Module:
         """The whole model."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from amc.data.boxes import DetectionData
 from amc.data.images import ImageData
+from amc.detection.agreement import same_detections
 from amc.detection.average_precision import AveragePrecision, average_precision, require_pycocotools
 from amc.detection.decoding import Detections, decode
 from amc.detection.features import maps_and_features
@@ -30,6 +31,7 @@ class DetectionTask:
 
     name = "detection"
     score_name = "mAP"
+    distillable = False
 
     def __init__(self, data: ImageData, batch_size: int = 32) -> None:
         if not isinstance(data, DetectionData):
@@ -61,6 +63,11 @@ class DetectionTask:
                 for batch in images.split(self.batch_size)
                 for one in decode(model(batch.to(device)), height, width)
             ]
+
+    def agreement(self, expected: Tensor, said: Tensor) -> float:
+        """Share of the sure detections in either maps [N, classes + 5, h, w] that the others have too."""
+        height, width = self.data.shape[1:]
+        return same_detections(decode(expected, height, width), decode(said, height, width))
 
     def traced(self, model: nn.Module) -> nn.Module:
         """The whole model: backbone and head up to the raw maps."""

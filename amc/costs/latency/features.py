@@ -37,6 +37,10 @@ class LatencyFeatures:
     Args:
         space: the legal policies.
         steps: channel steps of the target for (integers, floats).
+
+    Attributes:
+        specific: which features are those of one class, the others being of a whole kind or of borders;
+            bool [size].
     """
 
     def __init__(self, space: Space, steps: tuple[int, int]):
@@ -44,10 +48,14 @@ class LatencyFeatures:
         self.geometry = Geometry(space)
         self.tensors = find_tensors(space)
         layers = space.network.layers
-        self._classes = _membership([_class_of(layer) for layer in layers], [layer.kind for layer in layers])
+        classes = [_class_of(layer) for layer in layers]
+        self._classes = _membership(classes, [layer.kind for layer in layers])
         self._in_pixels = np.array([float(np.prod(layer.in_shape)) for layer in layers])
         self._depthwise = np.array([layer.kind == "depthwise" for layer in layers])
         self._formats = lru_cache(4096)(self._formats_of)
+        of_class = np.arange(len(self._classes)) < len(set(classes))
+        of_layers = np.tile(np.repeat(of_class, LAYER_FEATURES), FORMATS)
+        self.specific = np.concatenate([of_layers, np.zeros(self._border_size, dtype=bool)])
 
     @property
     def size(self) -> int:
