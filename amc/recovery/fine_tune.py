@@ -195,6 +195,8 @@ def fine_tune(
         if on_epoch is not None:
             on_epoch(epoch)
 
+    if distillation is None:
+        distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
     held = hold_zeros(model)
     knowing = RememberingTeacher(teacher.eval()) if recipe.views else teacher.eval()
     try:
@@ -205,7 +207,7 @@ def fine_tune(
             loss=distilled(
                 knowing,
                 task.loss,
-                distillation or Distillation(alpha=Distillation.alpha if task.distillable else 0.0),
+                distillation,
             ),
             start_epoch=start_epoch,
             momentum=momentum,
