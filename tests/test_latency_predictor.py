@@ -323,6 +323,13 @@ def test_a_reference_that_alone_is_slow_in_one_measurement_changes_no_ratio():
     assert [sample.ratio for sample in with_ratios([calm, odd, calm])] == pytest.approx([0.25] * 3)
 
 
+def test_a_measurement_whose_anchor_strays_from_all_others_is_left_out():
+    calm = ([np.zeros((1, 3))], [timing(2.0), timing(1.0), timing(0.5)])
+    stray = ([np.zeros((1, 3))], [timing(2.0), timing(1.2), timing(0.5)])
+    assert [sample.ratio for sample in with_ratios([stray, *[calm] * 5])] == pytest.approx([0.25] * 5)
+    assert len(with_ratios([stray, stray, *[calm] * 3])) == 5, "two of five are no strays"
+
+
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
     target = SizeTarget()

@@ -27,8 +27,9 @@ TIMING_S = 0.7
 """Seconds of timing for so many files: more than 40 runs of each."""
 LOADING_S = 0.02
 """Seconds of timing that only make the target load the networks."""
-TRIES, DRIFT = 3, 0.03
-"""How often they are timed, while anchor and reference differ by more than this from their usual ratio."""
+TRIES, DRIFT, MOST_STRAYS = 3, 0.03, 0.2
+"""How often they are timed, while anchor and reference differ by more than this from their usual ratio, and
+the largest share of measurements that is left out because they still do."""
 
 Progress = Callable[[int, int], None]
 """Called with the samples so far and the samples wanted."""
@@ -72,13 +73,21 @@ def paired_ratio(timing: Timing, other: Timing) -> float:
 def with_ratios(timed: Sequence[tuple[Sequence[np.ndarray], Sequence[Timing]]]) -> list[Sample]:
     """Policies with their latencies as fractions of the reference's.
 
+    Measurements in which anchor and reference disagree with what they are to each other in all of them are
+    left out, up to a fifth: the policies beside them are off together. While they are being taken nobody
+    knows the final median, the first measurement least of all.
+
     Args:
         timed: the tables of each measurement, and the timings of reference, anchor and those tables.
     """
-    anchor = float(np.median([paired_ratio(timings[1], timings[0]) for _, timings in timed] or [1.0]))
+    anchors = np.array([paired_ratio(timings[1], timings[0]) for _, timings in timed] or [1.0])
+    anchor = float(np.median(anchors))
+    drift = np.abs(anchors / anchor - 1.0)
+    allowed = max(DRIFT, float(np.quantile(drift, 1.0 - MOST_STRAYS, method="higher")))
     return [
         Sample(table, anchor * paired_ratio(timing, timings[1]))
-        for tables, timings in timed
+        for (tables, timings), off in zip(timed, drift, strict=False)
+        if off <= allowed
         for table, timing in zip(tables, timings[2:], strict=True)
     ]
 
