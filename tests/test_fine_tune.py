@@ -33,6 +33,7 @@ from amc.recovery.fine_tune import (
     fine_tune,
     refit_weight_scales,
     settle_statistics,
+    teaching_form,
     teaching_loss,
 )
 from amc.slicing import clone_module
@@ -385,3 +386,10 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and said in error and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_in_its_fast_form_says_the_same(traced):
+    network = traced("resnet20")
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(teaching_form(network.copy())(x), network.module(x), rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from amc.errors import UserError
 from amc.recovery.calibrate import calibrate
-from amc.recovery.fine_tune import RememberingTeacher, fine_tune
+from amc.recovery.fine_tune import RememberingTeacher, fine_tune, teaching_form
 from amc.tasks.base import Task
 from amc.training import Recipe
 
@@ -48,7 +48,7 @@ class BriefTuning:
         self._task = copy.copy(task)
         self._task.data = replace(task.data, train=task.data.train.take(drawn), _normalised={})
         # The batches are the same for every policy, so the teacher sees each of them once a search.
-        self._teacher = RememberingTeacher(teacher.eval())
+        self._teacher = RememberingTeacher(teaching_form(teacher))
         self._recipe = Recipe(epochs, BATCH_SIZE, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self._calibration = calibration
 

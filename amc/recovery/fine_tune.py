@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from amc.errors import UserError
+from amc.inference import fold_norms, inference_form
 from amc.pruning.fine_grained import hold_zeros
 from amc.quantization.modules import (
     QuantizedConv2d,
@@ -24,7 +25,7 @@ from amc.quantization.modules import (
 )
 from amc.recovery.calibrate import calibrate
 from amc.tasks.base import Task
-from amc.training import Epoch, Loss, Recipe, fit
+from amc.training import Epoch, Loss, Recipe, device_of, fit
 
 DEFAULT_RECIPE = Recipe(epochs=4, batch_size=64, lr=0.01, weight_decay=1e-4)
 """For a trained network that has lost channels or bits: a tenth of the learning rate it was trained with."""
@@ -88,6 +89,15 @@ def distilled(teacher: nn.Module, task_loss: Loss, settings: Distillation) -> Lo
         return taught + (1 - settings.alpha) * task_loss(_Said(said), x, y)
 
     return loss
+
+
+def teaching_form(teacher: nn.Module) -> nn.Module:
+    """A teacher in evaluation mode, on a CPU in the form that answers soonest: it is never trained."""
+    if not isinstance(teacher, fx.GraphModule) or device_of(teacher).type != "cpu":
+        return teacher.eval()
+    fast = inference_form(teacher)
+    fold_norms(fast)
+    return fast
 
 
 class RememberingTeacher(nn.Module):
@@ -198,7 +208,8 @@ def fine_tune(
     if distillation is None:
         distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
     held = hold_zeros(model)
-    knowing = RememberingTeacher(teacher.eval()) if recipe.views else teacher.eval()
+    answering = teaching_form(teacher)
+    knowing = RememberingTeacher(answering) if recipe.views else answering
     try:
         return fit(
             model,
