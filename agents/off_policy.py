@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import gymnasium
@@ -23,6 +22,9 @@ from agents.state import load_model_state, model_state
 from agents.threads import one_thread
 from amc.evaluate import Evaluation
 from amc.policy import CompressionPolicy
+
+WIDER = (1.0, 3.0, 9.0)
+"""Factors of the noise among candidates, tried in turn while all that is promising has been executed."""
 
 _LOSSES = {"train/critic_loss": "critic_loss", "train/actor_loss": "actor_loss"}
 
@@ -94,18 +96,22 @@ class OffPolicySearcher:
         return self._play_screened(self.model.exploration.sigma(number))
 
     def _play_screened(self, sigma: float) -> Episode:
-        """The most promising candidate that has not been executed yet; the first, if all have been."""
+        """The most promising candidate that has not been executed yet; a promising one, if all have been.
+
+        Where rounding leaves few policies near the best ones, the noise grows until it reaches others.
+        """
         told, values = self.model.buffer.episodes(self._walk.length)
         own = play(self._walk, lambda observation: self.model.predict(observation, deterministic=True)[0])
         rng = self.model.exploration_rng
-        candidates = draw_candidates(rng, own.actions, told, values, self._candidates, sigma)
         still_open = [episode.actions for episode in self._open]
         known = {actions.tobytes() for actions in (*told, *still_open)}
-        ordered = most_promising(candidates, told, values, still_open)
-        episodes = (play_sequence(self._walk, actions) for actions in ordered)
-        first = next(episodes)
-        new = (each for each in chain([first], episodes) if each.actions.tobytes() not in known)
-        return next(new, first)
+        for wider in WIDER:
+            candidates = draw_candidates(rng, own.actions, told, values, self._candidates, sigma * wider)
+            for actions in most_promising(candidates, told, values, still_open):
+                episode = play_sequence(self._walk, actions)
+                if episode.actions.tobytes() not in known:
+                    return episode
+        return episode
 
     def tell(self, evaluations: Sequence[Evaluation], rewards: Sequence[float]) -> None:
         """Write the oldest open episodes into the replay buffer, and train T updates after each."""
