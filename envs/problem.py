@@ -199,9 +199,7 @@ def build_problem(
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     knobs, notes = make_knobs(config, network, target)
-    # Without a budget on it the knob stays out, and policies are what they are without fine-grained pruning.
-    densities = (DensityKnob(),) if "nonzeros" in config.active_costs else ()
-    space = Space(network, (*_block_knobs(network, task, config), *knobs, *densities))
+    space = Space(network, (*_block_knobs(network, task, config), *knobs, *_density_knobs(config)))
     costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
     table = original_table(network, space)
     original = {name: cost.of(table) for name, cost in costs.items()}
@@ -234,6 +232,11 @@ def build_problem(
         latency=latency,
         notes=notes,
     )
+
+
+def _density_knobs(config: ProblemConfig) -> tuple[DensityKnob, ...]:
+    """The knob of fine-grained pruning, under a budget that it alone can meet; other policies lack it."""
+    return (DensityKnob(),) if "nonzeros" in config.active_costs else ()
 
 
 def _block_knobs(network: Network, task: Task, config: ProblemConfig) -> tuple[BlockKnob, ...]:

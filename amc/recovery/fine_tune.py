@@ -184,13 +184,7 @@ def fine_tune(
     Raises:
         UserError: the loss became NaN or infinite, or a teacher's outputs cannot be distilled.
     """
-    if refit_every < 1:
-        raise UserError(f"Scales can be fitted anew every 1 or more steps, not every {refit_every}.")
-    if not 0 <= float_epochs <= recipe.epochs or (float_epochs and not calibration):
-        raise UserError(
-            f"{float_epochs} of {recipe.epochs} epochs cannot be in floats: write 0 to {recipe.epochs}, with "
-            "calibration images."
-        )
+    _check_schedule(recipe.epochs, refit_every, float_epochs, calibration)
     pause_quantizers(model, start_epoch < float_epochs)
 
     def after_step(done: int, total: int) -> None:
@@ -229,6 +223,16 @@ def fine_tune(
         for handle in held:
             handle.remove()
         pause_quantizers(model, False)
+
+
+def _check_schedule(epochs: int, refit_every: int, float_epochs: int, calibration: Sequence[Tensor]) -> None:
+    if refit_every < 1:
+        raise UserError(f"Scales can be fitted anew every 1 or more steps, not every {refit_every}.")
+    if not 0 <= float_epochs <= epochs or (float_epochs and not calibration):
+        raise UserError(
+            f"{float_epochs} of {epochs} epochs cannot be in floats: write 0 to {epochs}, with calibration "
+            "images."
+        )
 
 
 def quantize_again(model: nn.Module, batches: Sequence[Tensor]) -> None:
