@@ -84,8 +84,6 @@ class ProblemConfig:
             raise UserError("--reference-depth leaves residual blocks out, which needs --drop-blocks.")
         if not 0 < self.reference_keep <= 1:
             raise UserError(f"--reference-keep is a share above 0 and at most 1, not {self.reference_keep}.")
-        if isinstance(self.reconstruct, bool):  # as the configurations of earlier runs say it
-            object.__setattr__(self, "reconstruct", "symmetric" if self.reconstruct else "none")
         if self.reconstruct not in ("none", "symmetric", "asymmetric"):
             raise UserError(f"--reconstruct is none, symmetric or asymmetric, not {self.reconstruct}.")
         if self.tune_steps < 0:
