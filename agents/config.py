@@ -1,6 +1,7 @@
 """The settings of a search: the sentence under each field is its command-line help and documentation."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from agents.exploration import Exploration
 from amc.errors import UserError
@@ -18,8 +19,9 @@ class AgentConfig:
     """How policies are proposed, and how the agent learns from their rewards."""
 
     algorithm: str = "ddpg"
-    """Who proposes: ddpg, td3, sac, evolution, bayes, cbo (bayes and cbo: extra bayes), random, or the fixed
-    uniform, shallow (prunes shallow layers more) and deep."""
+    """Who proposes: ddpg, td3, sac, evolution, bayes, cbo (bayes and cbo: extra bayes), random,
+    greedy (a descent by measured sensitivities), or the fixed uniform, shallow (prunes shallow layers more)
+    and deep."""
     seed: int = 0
     """Seeds the weights, the exploration and the replay sampling; the same seed gives the same search."""
     warmup_evaluations: int = 10
@@ -116,3 +118,40 @@ class SearchConfig:
     def at_once(self) -> int:
         """Policies proposed before the rewards of any of them are known."""
         return max(self.proposals_per_round, self.workers)
+
+
+@dataclass(frozen=True)
+class CoolingConfig:
+    """Whether the budgets tighten round by round, and what happens between two rounds."""
+
+    cooling: Literal["none", "linear", "exponential"] = "none"
+    """How the budgets tighten: linear or exponential, in --rounds, each of which prunes what the one before
+    it has left; none searches once under the final ones."""
+    rounds: int = 5
+    """Rounds of a cooled search; its evaluations are divided among them."""
+    round_epochs: int = 1
+    """Epochs of fine-tuning between two rounds, taught by the original; the last round has none after it."""
+    round_lr: float = 0.01
+    """Peak learning rate between two rounds."""
+    round_batch_size: int = 64
+    """Images a step between two rounds."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: one of them makes no sense.
+        """
+        _require(
+            self,
+            cooling=self.cooling in ("none", "linear", "exponential"),
+            rounds=self.rounds >= 1,
+            round_epochs=self.round_epochs >= 0,
+            round_lr=self.round_lr > 0.0,
+            round_batch_size=self.round_batch_size >= 2,
+        )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are rounds at all."""
+        return self.cooling != "none"

@@ -93,9 +93,9 @@ def export_run(run: Run, policy: CompressionPolicy | None = None, folder: Path |
     )
     kept = kept_by(run.evaluator.compressors, run.network, chosen)
     save_package(folder, Package(model, chosen, kept, architecture_of(run)), run.network)
-    exported = ExportedRun(
-        folder, chosen, model, originals, files, folder / MODEL_FILE, export_actor(run, folder)
-    )
+    # The actors of a search in rounds know the networks of their rounds, and not the original.
+    actor = None if run.config.cooling.is_on else export_actor(run, folder)
+    exported = ExportedRun(folder, chosen, model, originals, files, folder / MODEL_FILE, actor)
     write_json(folder / FIGURES_FILE, exported.to_json())
     return exported
 

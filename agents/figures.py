@@ -14,6 +14,17 @@ from amc.policy import REMOVED, CompressionPolicy
 
 DENSITY = "#e8710a"
 """Readable on every colour of a bar, on white and on nearly black."""
+SERIES = (
+    ("#3b7dd8", "o"),
+    ("#e8710a", "s"),
+    ("#2a9d5c", "^"),
+    ("#a567d6", "D"),
+    ("#d64a5b", "v"),
+    ("#1a9ba1", "P"),
+    ("#a3871c", "X"),
+    ("#d65b9b", "p"),
+)
+"""Colour and marker of the series of a drawing, readable on white and on nearly black."""
 
 
 def policy_figure(
@@ -63,6 +74,11 @@ def best_so_far_figure(rewards: Mapping[str, Sequence[float]], title: str = "") 
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def series_style(place: int) -> tuple[str, str]:
+    """Colour and marker of the series at a place; after the last the first comes again."""
+    return SERIES[place % len(SERIES)]
 
 
 def figure_image(figure: Figure) -> np.ndarray:

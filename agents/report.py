@@ -5,9 +5,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from agents.report_boxes import boxes_figure, boxes_of
+from agents.report_confusion import few_labels_drawings, few_labels_page, has_few_labels, read_few_labels
+from agents.report_curves import group_figure
 from agents.report_data import Record, load_record
 from agents.report_figures import best_policy_figure, curve_figure, png, scatter_figure
+from agents.report_groups import grouped
+from agents.report_neighbours import neighbours_figure, neighbours_of
 from agents.report_page import GENERATOR, page_html
+from agents.report_pareto import pareto_figure
 from amc.errors import UserError
 from amc.files import write_atomically
 
@@ -20,13 +26,16 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> list[Path]
     It reads the run directories alone: no network is built and nothing is evaluated.
 
     Args:
-        folders: run directories.
+        folders: run directories; or one of a training on few labels, whose drawings are `confusion.png` and
+            `labels.png`.
         out: the HTML page; by default `report/index.html` in the run's directory, and for several runs
             `report/comparison.html` in that of the first.
 
     Returns:
-        The page, then the PNG drawings: `curve.png`, `policy.png` and `scatter.png` beside it (of several
-        runs `curve.png` only); with another page name than `index.html`, that name and a hyphen come first.
+        The page, then the PNG drawings: `curve.png`, `policy.png` and `scatter.png` beside it, of a retrieval
+        network also `neighbours.png` (of several runs `curve.png`, numbered where they ask for different
+        things, and `pareto.png`); with another page name than `index.html`, that name and a hyphen come
+        first.
 
     Raises:
         UserError: a folder holds no run, or the page cannot be written.
@@ -34,15 +43,24 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> list[Path]
     folders = list(dict.fromkeys(folders))
     if not folders:
         raise UserError("Name at least one run directory.")
-    records = [load_record(folder) for folder in folders]
+    content, drawings = _content(folders)
     page = out or _default_page(folders)
     _check_page(page)
     prefix = "" if page.name == PAGE_FILE else f"{page.stem}-"
-    written = {page: page_html(records).encode()}
-    for name, figure in _drawings(records).items():
+    written = {page: content.encode()}
+    for name, figure in drawings.items():
         written[page.with_name(f"{prefix}{name}.png")] = png(figure)
     _write(written)
     return list(written)
+
+
+def _content(folders: Sequence[Path]) -> tuple[str, dict[str, Figure]]:
+    """The page and its drawings."""
+    if len(folders) == 1 and has_few_labels(folders[0]):
+        found = read_few_labels(folders[0])
+        return few_labels_page(found), few_labels_drawings(found)
+    records = [load_record(folder) for folder in folders]
+    return page_html(records), _drawings(records)
 
 
 def _default_page(folders: Sequence[Path]) -> Path:
@@ -63,13 +81,23 @@ def _drawings(records: Sequence[Record]) -> dict[str, Figure]:
     if not any(record.log.rows for record in records):
         return {}
     if len(records) > 1:
-        return {"curve": curve_figure(records)}
+        return _comparisons(records)
     (record,) = records
     return {
-        "curve": curve_figure(records),
+        "curve": curve_figure(record),
         "policy": best_policy_figure(record),
         "scatter": scatter_figure(record),
+        **({"neighbours": neighbours_figure(neighbours)} if (neighbours := neighbours_of(record)) else {}),
+        **({"boxes": boxes_figure(boxes)} if (boxes := boxes_of(record)) else {}),
     }
+
+
+def _comparisons(records: Sequence[Record]) -> dict[str, Figure]:
+    """The curves of each group, numbered where there are several, and the front."""
+    groups = [group for group in grouped(records) if any(series.begun for series in group.series)]
+    names = [f"curve-{place}" for place in range(1, len(groups) + 1)] if len(groups) > 1 else ["curve"]
+    curves = {name: group_figure(group) for name, group in zip(names, groups, strict=True)}
+    return {**curves, "pareto": pareto_figure(records)}
 
 
 def _write(files: dict[Path, bytes]) -> None:

@@ -24,39 +24,26 @@ WIDTH, HEIGHT = 9.9, 3.6
 """Inches; at 96 pixels an inch the width of the page, so that all text has the size that it is given here."""
 
 
-def curve_figure(records: Sequence[Record]) -> Figure:
-    """Best score so far (best reward, where a cost is minimised) against evaluations, one curve a run.
+def curve_figure(record: Record) -> Figure:
+    """Best score so far (best reward, where a cost is minimised) against evaluations, each of them a dot.
 
-    The uniform policy's value is a dashed line; with one run, every evaluation is a dot.
+    The uniform policy's value is a dashed line.
     """
-    scored = all(record.config.problem.goal == "accuracy" for record in records)
-    drawn = {
-        label: record.log.rows
-        for label, record in zip(labels(records), records, strict=True)
-        if record.log.rows
-    }
-    values = {
-        label: [row.score * 100 if scored else row.reward for row in rows] for label, rows in drawn.items()
-    }
+    rows, scored = record.log.rows, record.config.problem.goal == "accuracy"
+    values = [row.score * 100 if scored else row.reward for row in rows]
     # What misses a latency budget is no best, whatever its score.
-    leading = {
-        label: [v if row.feasible else -math.inf for v, row in zip(values[label], rows, strict=True)]
-        for label, rows in drawn.items()
-    }
-    figure = best_so_far_figure(leading)
+    leading = [value if row.feasible else -math.inf for value, row in zip(values, rows, strict=True)]
+    figure = best_so_far_figure({record.name: leading})
     axes = figure.axes[0]
-    if len(values) == 1:
-        (dots,) = values.values()
-        axes.plot(range(1, len(dots) + 1), dots, "o", markersize=3, alpha=0.45, color=BLUE)
-        axes.lines[0].set(color=BLUE, linewidth=2, label="best so far")
-    for start in sorted({each[0] for each in values.values()}):
-        axes.axhline(start, linestyle="--", linewidth=1, color=GREY, zorder=1)
-    axes.set_ylabel(f"{records[0].score_name}, reward split (%)" if scored else "reward")
+    axes.plot(range(1, len(values) + 1), values, "o", markersize=3, alpha=0.45, color=BLUE)
+    axes.lines[0].set(color=BLUE, linewidth=2, label="best so far")
+    axes.axhline(values[0], linestyle="--", linewidth=1, color=GREY, zorder=1)
+    axes.set_ylabel(f"{record.score_name}, reward split (%)" if scored else "reward")
     figure.set_size_inches(WIDTH, HEIGHT)
     dashed = Line2D([], [], linestyle="--", linewidth=1, color=GREY, label="uniform")
     handles, _ = axes.get_legend_handles_labels()
-    _legend(axes, [*handles, dashed])
-    return _text_sizes(figure)
+    add_legend(axes, [*handles, dashed])
+    return text_sizes(figure)
 
 
 def labels(records: Sequence[Record]) -> list[str]:
@@ -95,8 +82,8 @@ def best_policy_figure(record: Record) -> Figure:
     for each in handles:
         if isinstance(each, Patch):
             each.set(edgecolor=GREY, linewidth=0.6)
-    _legend(axes, handles)
-    return _text_sizes(figure)
+    add_legend(axes, handles)
+    return text_sizes(figure)
 
 
 def scatter_figure(record: Record) -> Figure:
@@ -115,8 +102,8 @@ def scatter_figure(record: Record) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"{record.score_name}, reward split (%)")
-    _legend(panels[0], _markers(bool(record.predicted)))
-    return _text_sizes(figure)
+    add_legend(panels[0], _markers(bool(record.predicted)))
+    return text_sizes(figure)
 
 
 def _dots(axes: Axes, rows: Sequence[Row], name: str, divisor: float) -> None:
@@ -159,13 +146,14 @@ def _markers(predicted: bool) -> list[Line2D]:
     return [handles[0], hollow, *handles[1:]] if predicted else handles
 
 
-def _legend(axes: Axes, handles: Sequence[Artist]) -> None:
+def add_legend(axes: Axes, handles: Sequence[Artist]) -> None:
     """Above the axes and without a frame, so that it hides nothing and has no colour of its own."""
     columns = min(len(handles), 8)
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, frameon=False)
 
 
-def _text_sizes(figure: Figure) -> Figure:
+def text_sizes(figure: Figure) -> Figure:
+    """The figure, with the sizes of text that all drawings of a page have."""
     for axes in figure.axes:
         legend = axes.get_legend()
         for text in [axes.xaxis.label, axes.yaxis.label, *(legend.get_texts() if legend else ())]:

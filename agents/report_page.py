@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from agents.report_data import Record, differences
-from agents.report_figures import curve_figure, labels
-from agents.report_sections import figure_html, run_sections, table_html
-from agents.report_text import COST_NAMES, cost_text, gain, goal, is_tie, percent, points, status
+from agents.report_comparison import comparison_sections
+from agents.report_data import Record
+from agents.report_sections import run_sections
 
 GENERATOR = "amc report"
 _PAGE = Template("""<!DOCTYPE html>
@@ -48,6 +47,7 @@ table.texts td, table.texts th { text-align: left; overflow-wrap: anywhere; whit
 table.texts th { width: 15rem }
 thead th { font-weight: 600; white-space: nowrap } tbody th { font-weight: 400 }
 td small { display: block }
+tr.faint td, tr.faint th { color: var(--faint); opacity: .75 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .8rem 0 }
 dt { color: var(--faint) } dd { margin: 0; overflow-wrap: anywhere }
 figure { margin: 1rem 0 } figcaption { font-size: .9rem; max-width: 46rem }
@@ -71,7 +71,12 @@ def page_html(records: Sequence[Record]) -> str:
     if len(records) == 1:
         title, body = _title(records[0]), run_sections(records[0])
     else:
-        title, body = f"{len(records)} searches compared", _compared(records)
+        title, body = f"{len(records)} searches compared", comparison_sections(records)
+    return page(title, body)
+
+
+def page(title: str, body: str) -> str:
+    """A page with its heading; the title is escaped here, the body is HTML."""
     body = f"<h1>{escape(title)}</h1>\n{body}"
     return _PAGE.substitute(generator=GENERATOR, title=escape(title), body=body)
 
@@ -79,59 +84,3 @@ def page_html(records: Sequence[Record]) -> str:
 def _title(record: Record) -> str:
     budgets = " and ".join(record.config.problem.budgets)
     return f"{record.config.source.model} compressed{f' to {budgets}' if budgets else ''}"
-
-
-def _compared(records: Sequence[Record]) -> str:
-    different = differences(records)
-    warning = (
-        f"<p>These searches do not ask for the same thing; they differ in {escape(', '.join(different))}, so "
-        "their figures cannot be compared one to one.</p>"
-        if different
-        else ""
-    )
-    asked = "" if different else f"<p>Asked for: {escape(goal(records[0]))}.</p>"
-    runs = [
-        f"<details><summary>{escape(label)}</summary>\n{run_sections(record)}\n</details>"
-        for label, record in zip(labels(records), records, strict=True)
-    ]
-    return "\n".join(
-        [warning, asked, _comparison_table(records), _comparison_curves(records), "<h2>Runs</h2>", *runs]
-    )
-
-
-def _comparison_curves(records: Sequence[Record]) -> str:
-    if not any(record.log.rows for record in records):
-        return ""
-    caption = "Best so far at equal evaluations. Dashed: the uniform policy, every search's first evaluation."
-    return figure_html(curve_figure(records), "Best so far against evaluations, one curve a run", caption)
-
-
-def _comparison_table(records: Sequence[Record]) -> str:
-    costs = [name for name in COST_NAMES if any(name in record.costs for record in records)]
-    head = [
-        "run",
-        "searcher",
-        "evaluations",
-        "uniform",
-        "best",
-        "difference",
-        *(COST_NAMES[name] for name in costs),
-    ]
-    rows = [
-        [label, *_comparison_row(record, costs)]
-        for label, record in zip(labels(records), records, strict=True)
-    ]
-    return table_html(head, [[escape(cell) for cell in row] for row in rows])
-
-
-def _comparison_row(record: Record, costs: Sequence[str]) -> list[str]:
-    searcher = f"{record.algorithm}, seed {record.config.agent.seed}"
-    best, uniform = record.best, record.uniform
-    if best is None or uniform is None:
-        return [searcher, status(record), *[""] * (3 + len(costs))]
-    gained = f"{points(gain(record))}{' (tie)' if is_tie(record) else ''}"
-    figures = [
-        cost_text(name, best.costs[name], best.costs[name]) if name in best.costs else "" for name in costs
-    ]
-    scores = [percent(uniform.score), percent(best.score)]
-    return [searcher, f"{len(record.log):,}", *scores, gained, *figures]

@@ -7,9 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from agents.report_boxes import boxes_caption, boxes_figure, boxes_of
 from agents.report_commands import commands
 from agents.report_data import Figures, Record
 from agents.report_figures import best_policy_figure, curve_figure, scatter_figure, svg
+from agents.report_neighbours import neighbours_caption, neighbours_figure, neighbours_of
 from agents.report_settings import blocks_left_out, quantizers, rounds, scoring, searcher
 from agents.report_text import (
     COST_NAMES,
@@ -30,22 +32,26 @@ def run_sections(record: Record) -> str:
     """What was asked, what was gained, the policy, the curves, the commands and the settings of one run."""
     parts = [_asked(record), _gained(record)]
     if record.best is not None:
-        parts += [_policy(record), _search(record)]
+        parts += [_policy(record), _search(record), *_examples(record)]
     return "\n".join([*parts, _commands(record), _settings(record)])
 
 
-def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "") -> str:
+def table_html(
+    head: Sequence[str], rows: Sequence[Sequence[str]], columns: str = "", faint: Sequence[bool] = ()
+) -> str:
     """A table that scrolls on a narrow screen; cells are HTML already, the head is text.
 
     Args:
         head: headings of the columns.
         rows: the first cell of each is the row's heading.
         columns: class of the table, where its cells are not numbers.
+        faint: rows that matter less; by default none.
     """
     headings = "".join(f"<th scope='col'>{escape(each)}</th>" for each in head)
+    kinds = [" class='faint'" if each else "" for each in faint] or [""] * len(rows)
     lines = [
-        f"<tr><th scope='row'>{first}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        for first, *cells in rows
+        f"<tr{kind}><th scope='row'>{first}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for (first, *cells), kind in zip(rows, kinds, strict=True)
     ]
     kind = f" class='{columns}'" if columns else ""
     body = "\n".join(lines)
@@ -192,7 +198,7 @@ def _decision(knob: str, value: int | None, point: str, widths: Mapping[str, int
 
 def _search(record: Record) -> str:
     curve = figure_html(
-        curve_figure([record]),
+        curve_figure(record),
         "Best so far against evaluations",
         "One dot an evaluation; the line is the best so far, dashed the uniform policy.",
     )
@@ -203,6 +209,17 @@ def _search(record: Record) -> str:
         + (" Hollow: the latency is predicted." if record.predicted else ""),
     )
     return f"<h2>The search</h2>\n{curve}\n{scatter}"
+
+
+def _examples(record: Record) -> list[str]:
+    """Example searches or detections, where the task has them."""
+    parts = []
+    if (neighbours := neighbours_of(record)) is not None:
+        figure, caption = neighbours_figure(neighbours), neighbours_caption(neighbours)
+        parts.append(figure_html(figure, "Queries and the images found for them", caption))
+    if (boxes := boxes_of(record)) is not None:
+        parts.append(figure_html(boxes_figure(boxes), "Images with boxes", boxes_caption(boxes)))
+    return ["<h2>What is found</h2>", *parts] if parts else []
 
 
 def _commands(record: Record) -> str:

@@ -29,7 +29,7 @@ from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.targets import Profile, describe_machine, get_target
 from amc.targets.machine import cpu_model, installed_version
-from amc.tasks.base import Task
+from amc.tasks.base import Illustrated, Task
 from envs.problem import Baseline, Problem, build_problem
 
 LOG_FILE = "evaluations.jsonl"
@@ -45,10 +45,14 @@ class Run:
         folder: the run directory; it exists.
         config: every setting.
         problem: what is compressed.
+
+    Attributes:
+        address: of the Ray cluster on which the workers run; None: this machine. It decides nothing.
     """
 
     def __init__(self, folder: Path, config: RunConfig, problem: Problem):
         self.folder, self.config, self.problem = folder, config, problem
+        self.address: str | None = None
         self._test_scores: dict[str, float] = {}
 
     @property
@@ -117,7 +121,7 @@ class Run:
         writer = TensorBoardWriter(self.folder, self.log, self.config.flat(), widths)
         settings, final = self.config.search, dict[str, float]()
         try:
-            with evaluating_with(self.evaluator, settings.workers) as evaluate:
+            with evaluating_with(self.evaluator, settings.workers, self.address) as evaluate:
                 result = search(
                     self.searcher,
                     evaluate,
@@ -152,6 +156,9 @@ class Run:
         rows = {} if best is None else {"uniform": self.log.rows[0], self.algorithm: best}
         outcomes = [original, *(self._outcome(name, row) for name, row in rows.items())]
         write_json(self.folder / OUTCOMES_FILE, [outcome.to_json() for outcome in outcomes])
+        if best is not None and isinstance(self.task, Illustrated):
+            networks = {"original": self._network_of(None), self.algorithm: self._network_of(best.policy)}
+            self.task.save_examples(networks, self.folder)
         return outcomes
 
     def _outcome(self, name: str, row: Row) -> Outcome:
@@ -160,10 +167,12 @@ class Run:
     def _test_score(self, policy: CompressionPolicy | None) -> float:
         key = policy.digest() if policy else "original"
         if key not in self._test_scores:
-            evaluator = self.evaluator
-            model = evaluator.compressed(policy) if policy else self.network.copy().to(evaluator.device)
-            self._test_scores[key] = self.task.score(model, "test")
+            self._test_scores[key] = self.task.score(self._network_of(policy), "test")
         return self._test_scores[key]
+
+    def _network_of(self, policy: CompressionPolicy | None) -> nn.Module:
+        evaluator = self.evaluator
+        return evaluator.compressed(policy) if policy else self.network.copy().to(evaluator.device)
 
 
 def start_run(
@@ -186,6 +195,10 @@ def start_run(
     """
     check_new_folder(folder)
     check_searcher(config.agent.algorithm, config.problem.goal)
+    if config.cooling.is_on:
+        from agents.cooling import start_cooled  # it is made of runs
+
+        return start_cooled(folder, config, model, task, progress)
     problem = _open_problem(config, model, task, progress=progress)
     try:
         if problem.walk().length == 0:
@@ -220,8 +233,13 @@ def load_run(
     Raises:
         UserError: the folder holds no run, or what it names is gone or not what it was.
     """
-    config = continued(read_config(folder), evaluations, time_budget)
-    check_searcher(config.agent.algorithm)
+    stored = read_config(folder)
+    check_searcher(stored.agent.algorithm)
+    if stored.cooling.is_on:
+        from agents.cooling import load_cooled  # it is made of runs
+
+        return load_cooled(folder, stored, model, task, evaluations, time_budget)
+    config = continued(stored, evaluations, time_budget)
     facts = read_facts(folder)
     measured = read_latency(folder)
     samples = measured.samples if measured else ()

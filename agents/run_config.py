@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from agents.config import AgentConfig, SearchConfig
+from agents.config import AgentConfig, CoolingConfig, SearchConfig
 from amc.errors import UserError
 from amc.files import write_atomically
 from amc.plugins import one_line
@@ -38,7 +38,7 @@ class SourceConfig:
     side: int | None = None
     """Height and width in pixels for data that can be resized: digits (32 by default), folders (224)."""
     task: str = "classification"
-    """Loss and score: classification, detection, or package.module:factory."""
+    """Loss and score: classification, detection, retrieval, or package.module:factory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are scored and trained; latency is always measured on the CPU target."""
     threads: int = 0
@@ -53,6 +53,7 @@ class RunConfig:
     problem: ProblemConfig = field(default_factory=ProblemConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    cooling: CoolingConfig = field(default_factory=CoolingConfig)
 
     def flat(self) -> dict[str, Any]:
         """Every setting by name, for tables and hyper-parameters."""
@@ -78,8 +79,13 @@ def continued(
 
 
 def write_config(folder: Path, config: RunConfig, facts: dict[str, Any]) -> None:
-    """Write `config.yaml`: every setting, and facts about the machine and the versions."""
+    """Write `config.yaml`: every setting, and facts about the machine and the versions.
+
+    Of a search without rounds the file says nothing about them.
+    """
     content = {name: _plain(part) for name, part in asdict(config).items()}
+    if not config.cooling.is_on:
+        del content["cooling"]
     text = yaml.safe_dump({**content, "facts": facts}, sort_keys=False)
     write_atomically(folder / CONFIG_FILE, text.encode())
 
@@ -97,6 +103,7 @@ def read_config(folder: Path) -> RunConfig:
             _build(ProblemConfig, content["problem"]),
             _build(AgentConfig, content["agent"]),
             _build(SearchConfig, content["search"]),
+            _build(CoolingConfig, content.get("cooling", {})),
         )
     except (KeyError, TypeError) as error:
         raise _foreign(folder, error) from error

@@ -89,6 +89,7 @@ def searcher_names() -> list[str]:
     import agents.bayes.constrained
     import agents.bayes.plain
     import agents.evolution
+    import agents.greedy
     import agents.heuristic
     import agents.off_policy  # noqa: F401
 

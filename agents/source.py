@@ -3,11 +3,15 @@
 import torch
 from torch import nn
 
+from agents.cooling_nesting import is_nested, load_nested, restart
 from agents.run_config import SourceConfig
 from amc.data import load_data
 from amc.errors import UserError
 from amc.models import build_model, list_models
+from amc.models.retrieval import split_name
 from amc.models.weights import load_state, read_weights
+from amc.network import trace
+from amc.quantization.registry import QuantizerNames
 from amc.tasks import load_task
 from amc.tasks.base import ModelCheck, Task
 
@@ -18,21 +22,28 @@ SMALL_SIDE = 64
 def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
     """The trained model and the task that a configuration names.
 
+    The weights may be what a round of a cooled search has left; the model is then the smaller network.
+
     Raises:
         UserError: model, weights, data or task is missing or does not fit.
     """
-    if source.weights is None and source.model in list_models(None):
+    backbone, _ = split_name(source.model) or (source.model, None)
+    if source.weights is None and backbone in list_models(None):
         raise UserError(
             f"{source.model} needs trained weights: pass --weights FILE (scripts/pretrain.py makes one)."
         )
     # Before the data, which may take minutes to read.
-    weights = None if source.weights is None else read_weights(source.weights)
+    nested = source.weights is not None and is_nested(source.weights)
+    weights = None if source.weights is None or nested else read_weights(source.weights)
     data = load_data(source.data, source.data_root, source.side)
     channels, height, _ = data.shape
     model = build_model(source.model, data.classes, channels, source.width, height <= SMALL_SIDE)
     if source.weights is not None and weights is not None:
         load_state(model, weights, source.weights)
     task = load_task(source.task, data)
+    if nested and source.weights is not None:
+        original = trace(task.traced(model), task.example_input())
+        model = restart(load_nested(source.weights, original, QuantizerNames()))
     if isinstance(task, ModelCheck):
         task.check(model, source.model)
     return model, task

@@ -1,33 +1,28 @@
-"""Evaluation in worker processes, one torch thread each: several episodes at once on several cores.
+"""Evaluation by workers, one torch thread each: several episodes at once on several cores or machines.
 
 Results are given back in the order of the policies, however long each took, so that a search with the same
 seed and the same number of workers has the same log. Another number of workers is another search: N policies
 are proposed before the rewards of any of them are known, where a single process learns after each. A worker's
 single thread may also add up floats in another order than several threads, which can turn a tie.
 
-Whatever else evaluates policies, a pool on other machines say, has to offer `Evaluating` and no more.
+Workers are processes of this machine, or Ray actors (`agents.ray_workers`); the pool knows neither.
 """
 
-import io
-import pickle
 import signal
-import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.multiprocessing
-from torch import Tensor
 
+from agents.ray_session import check_ray, ray_session
+from agents.worker_service import Message, answer, packed, score_of, unpacked
 from amc.errors import UserError
 from amc.evaluate import Evaluation, Evaluator
 from amc.policy import CompressionPolicy
-
-LARGE_BYTES = 1 << 16
-"""Tensors from this size on are shared with the workers instead of copied."""
 
 
 class Evaluating(Protocol):
@@ -37,21 +32,76 @@ class Evaluating(Protocol):
         """The evaluations of policies, in their order."""
 
 
+class Worker(Protocol):
+    """Scores one policy at a time, somewhere else."""
+
+    def send(self, policy: CompressionPolicy) -> None:
+        """Give it something to do; that it is dead is noticed by `receive`."""
+
+    def receive(self) -> tuple[float, float]:
+        """Score and seconds of the policy sent.
+
+        Raises:
+            EOFError: it has died.
+            UserError, RuntimeError: what it met there.
+        """
+
+    def stop(self) -> str:
+        """End it, busy or not; says in a few words how it ended."""
+
+
+W = TypeVar("W", bound=Worker)
+
+
+class Crew(Protocol[W]):
+    """Where workers come from."""
+
+    def start(self) -> W:
+        """A new worker."""
+
+    def ready(self, workers: Sequence[W]) -> Sequence[W]:
+        """Those of these busy workers that have answered or died; waits for one."""
+
+
 @contextmanager
-def evaluating_with(evaluator: Evaluator, workers: int) -> Iterator[Evaluating]:
-    """The evaluator itself for one worker, a pool of processes for more; they end with the context."""
-    if workers == 1:
+def evaluating_with(evaluator: Evaluator, workers: int, address: str | None = None) -> Iterator[Evaluating]:
+    """The evaluator itself for one worker, a pool for more, which ends with the context.
+
+    Args:
+        evaluator: what scores policies.
+        workers: how many.
+        address: of the Ray cluster whose actors are the workers; None: processes of this machine.
+
+    Raises:
+        UserError: see `WorkerPool`; or the cluster cannot be reached, or never has so many cores.
+    """
+    if address is not None:
+        with _actors(evaluator, workers, address) as pool:
+            yield pool
+    elif workers == 1:
         yield evaluator
-        return
-    pool = WorkerPool(evaluator, workers)
-    try:
-        yield pool
-    finally:
-        pool.close()
+    else:
+        with closing(WorkerPool(evaluator, workers)) as pool:
+            yield pool
+
+
+@contextmanager
+def _actors(evaluator: Evaluator, workers: int, address: str) -> Iterator["WorkerPool"]:
+    from agents.ray_workers import RayActors
+
+    check_ray("--address")
+    with ray_session(address) as ray:
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        if workers > cores:
+            raise UserError(
+                f"--workers {workers} is more than the {cores} cores of the cluster at {address}."
+            )
+        with closing(WorkerPool(evaluator, workers, lambda message: RayActors(ray, message))) as pool:
+            yield pool
 
 
 class WorkerPool:
-    """Processes that score policies of one evaluator.
+    """Workers that score policies of one evaluator.
 
     Costs, and latencies where the evaluator measures them, are added here in the parent when every worker is
     idle again: nothing may run beside a timing.
@@ -59,20 +109,23 @@ class WorkerPool:
     Args:
         evaluator: what they evaluate with; it remembers their results.
         workers: how many.
+        crew: from the packed evaluator to where they come from.
 
     Raises:
         UserError: the networks are scored on a GPU, or the task cannot be sent to another process.
     """
 
-    def __init__(self, evaluator: Evaluator, workers: int):
+    def __init__(
+        self, evaluator: Evaluator, workers: int, crew: Callable[[Message], Crew[Any]] | None = None
+    ):
         if evaluator.device.type != "cpu":
             raise UserError("--workers are processes for a CPU's cores: use --device cpu with them.")
         self._evaluator = evaluator
-        self._message = _pack(evaluator.alone())
-        self._workers: list[_Worker] = []
+        self._crew: Crew[Any] = (crew or LocalProcesses)(packed(evaluator.alone()))
+        self._workers: list[Worker] = []
         try:
             for _ in range(workers):
-                self._workers.append(_Worker(self._message))
+                self._workers.append(self._crew.start())
         except BaseException:
             self.close()
             raise
@@ -98,7 +151,7 @@ class WorkerPool:
         return evaluations
 
     def close(self) -> None:
-        """End every process at once, busy or not."""
+        """End every worker at once, busy or not."""
         for worker in self._workers:
             worker.stop()
         self._workers = []
@@ -126,27 +179,47 @@ class WorkerPool:
 
     def _ready(self, busy: dict[int, int]) -> list[int]:
         """Places of the workers that have answered or died; waits for one."""
-        places = {self._workers[place].pipe: place for place in busy}
-        return [places[pipe] for pipe in wait(list(places)) if isinstance(pipe, Connection)]
+        ready = self._crew.ready([self._workers[place] for place in busy])
+        return [place for place in busy if self._workers[place] in ready]
 
     def _replace(self, place: int, last: bool) -> None:
-        code = self._workers[place].stop()
+        end = self._workers[place].stop()
         if last:
             raise UserError(
-                f"Two worker processes died over the same policy, the second with exit code {code}: fewer "
+                f"Two workers died over the same policy, the second with {end}: fewer "
                 "--workers need less memory, and a script that calls compress() with workers needs "
                 "`if __name__ == '__main__':` around its call."
             )
-        self._workers[place] = _Worker(self._message)
+        self._workers[place] = self._crew.start()
 
 
-class _Worker:
+class LocalProcesses:
+    """Starts workers as processes of this machine.
+
+    Args:
+        message: the packed evaluator.
+    """
+
+    def __init__(self, message: Message):
+        self._message = message
+
+    def start(self) -> "LocalWorker":
+        """A new process."""
+        return LocalWorker(self._message)
+
+    def ready(self, workers: Sequence["LocalWorker"]) -> list["LocalWorker"]:
+        """Those that have answered or died; waits for one."""
+        by_pipe: dict[object, LocalWorker] = {worker.pipe: worker for worker in workers}
+        return [by_pipe[pipe] for pipe in wait([worker.pipe for worker in workers])]
+
+
+class LocalWorker:
     """One process and the pipe to it."""
 
-    def __init__(self, message: tuple[bytes, list[Tensor]]):
+    def __init__(self, message: Message):
         context = torch.multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, *message), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, message), daemon=True)
         try:
             self.process.start()
         finally:
@@ -158,87 +231,28 @@ class _Worker:
             self.pipe.send(policy.to_json())
 
     def receive(self) -> tuple[float, float]:
-        """Score and seconds of the policy sent.
-
-        Raises:
-            EOFError: the process has died.
-            UserError, RuntimeError: what it met there.
-        """
+        """Score and seconds of the policy sent; see `Worker`."""
         try:
-            kind, value = self.pipe.recv()
+            reply = self.pipe.recv()
         except ConnectionResetError as error:
             raise EOFError from error
-        if kind == "refused":
-            raise UserError(value)
-        if kind == "failed":
-            raise RuntimeError(f"an evaluation failed in its worker process:\n{value}")
-        score, seconds = value
-        return score, seconds
+        return score_of(reply)
 
-    def stop(self) -> int | None:
+    def stop(self) -> str:
         """End the process; its exit code."""
         self.pipe.close()
         self.process.kill()  # it ignores what is milder, and has nothing to tidy up
         self.process.join()
-        return self.process.exitcode
+        return f"exit code {self.process.exitcode}"
 
 
-def _serve(pipe: Connection, content: bytes, large: list[Tensor]) -> None:
+def _serve(pipe: Connection, message: Message) -> None:
     """What a worker does: policy in, score and seconds out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     torch.set_num_threads(1)
-    evaluator: Evaluator = _Unpickler(content, large).load()
+    evaluator = unpacked(message)
     try:
         while True:
-            policy = CompressionPolicy.from_json(pipe.recv(), "a proposal")
-            pipe.send(_answer(evaluator, policy))
+            pipe.send(answer(evaluator, pipe.recv()))
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
-
-
-def _answer(evaluator: Evaluator, policy: CompressionPolicy) -> tuple[str, Any]:
-    try:
-        evaluation = evaluator([policy])[0]
-    except UserError as error:
-        return "refused", str(error)
-    except Exception:
-        return "failed", traceback.format_exc()
-    return "done", (evaluation.score, evaluation.seconds)
-
-
-class _Pickler(pickle.Pickler):
-    """Leaves large tensors out, to be shared: each shared one takes a file descriptor, so not all are."""
-
-    def __init__(self, file: io.BytesIO):
-        super().__init__(file)
-        self.large: list[Tensor] = []
-
-    def persistent_id(self, value: object) -> int | None:
-        if type(value) is not Tensor or value.nbytes < LARGE_BYTES:
-            return None
-        self.large.append(value)
-        return len(self.large) - 1
-
-
-class _Unpickler(pickle.Unpickler):
-    """Puts the shared tensors back in."""
-
-    def __init__(self, content: bytes, large: list[Tensor]):
-        super().__init__(io.BytesIO(content))
-        self.large = large
-
-    def persistent_load(self, index: int) -> Tensor:
-        return self.large[index]
-
-
-def _pack(evaluator: Evaluator) -> tuple[bytes, list[Tensor]]:
-    """An evaluator for another process: its bytes, and the large tensors in memory that can be shared."""
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    try:
-        pickler.dump(evaluator)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"This search cannot use --workers, as a part of it cannot be sent to another process: {error}."
-        ) from error
-    return file.getvalue(), [tensor.share_memory_() for tensor in pickler.large]

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor, fx, nn
 
+from amc.decomposition.chain import Chain
+from amc.errors import UserError
 from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy
+from amc.policy_check import check_policy
 from amc.pruning.importance import kept_channels
 from amc.pruning.reconstruction import Reconstruction
 from amc.quantization.modules import ActivationQuantizer, with_quantized_weight
@@ -16,7 +20,7 @@ from amc.quantization.points import point_bits
 from amc.quantization.registry import UNIFORM, activation_quantizer, weight_quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.slicing import apply_slices, kept_positions
-from amc.space import Knob, check_policy
+from amc.space import Knob
 
 
 class Phase(IntEnum):
@@ -55,11 +59,21 @@ def apply(policy: CompressionPolicy, network: Network, compressors: Sequence[Com
         UserError: the policy does not belong to this network.
     """
     check_policy(policy, network)
+    replaced = [decision.point for decision in policy.decisions if decision.replaced]
+    if replaced and not any(getattr(compressor, "replaces", False) for compressor in compressors):
+        raise UserError(f"The policy replaces {replaced[0]}, and nothing here carries that out.")
     network = network.without(policy.removed)
     model = network.copy()
     for compressor in sorted(compressors, key=lambda compressor: compressor.phase):
         compressor.apply(model, network, policy)
     return model
+
+
+def convolutions(model: nn.Module, name: str) -> list[str]:
+    """Paths of the convolutions or linear layers that stand in the place of a layer, in their order."""
+    layer = model.get_submodule(name)
+    inside = [path for path, part in layer.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    return [f"{name}.{path}" if path else name for path in inside]
 
 
 class ChannelPruning:
@@ -112,13 +126,18 @@ class WeightQuantization:
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Put a fitted quantizer in front of the weight of every quantized layer."""
+        present = {layer.name for layer in network.layers}
         for name, bits in policy.values("weight_bits").items():
-            layer = model.get_submodule(name)
-            if bits == NOT_QUANTIZED or not isinstance(layer, nn.Conv2d | nn.Linear):
+            if bits == NOT_QUANTIZED or name not in present:
                 continue
-            if self.quantizer.pays(layer.weight, bits):
-                fitted = self.quantizer.fitted(layer.weight, bits)
-                model.set_submodule(name, with_quantized_weight(layer, fitted))
+            *before, last = convolutions(model, name)
+            for path in (*before, last):
+                layer = model.get_submodule(path)
+                assert isinstance(layer, nn.Conv2d | nn.Linear)
+                normed = path == last and network.layer(name).norm is not None
+                if self.quantizer.pays(layer.weight, bits, normed):
+                    fitted = self.quantizer.fitted(layer.weight, bits)
+                    model.set_submodule(path, with_quantized_weight(layer, fitted))
 
 
 class ActivationQuantization:
@@ -144,3 +163,7 @@ class ActivationQuantization:
             stored = point.role == "storage" and not self.quantizer.integer_codes
             kind = ActivationQuantizer if stored else self.quantizer
             model.set_submodule(point.name, kind(bits[point.name]))
+        for name, own in policy.values("activation_bits").items():
+            layer = model.get_submodule(name) if own != NOT_QUANTIZED else None
+            if isinstance(layer, Chain):
+                layer.quantize_between(partial(self.quantizer, own))

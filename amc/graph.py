@@ -7,6 +7,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from amc.errors import UserError
 from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
 from amc.quantization.protocol import PointQuantizer
+from amc.specialise import SizedTracer
 
 
 class ChannelPad(nn.Conv2d):
@@ -38,20 +39,24 @@ class FixedStage(nn.Module):
 LEAVES = (PointQuantizer, QuantizedConv2d, QuantizedLinear, ChannelPad, FixedStage)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(SizedTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace_graph(model: nn.Module) -> fx.GraphModule:
+def trace_graph(model: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """Symbolically trace `model` in evaluation mode; modules of torch.nn stay whole.
+
+    Args:
+        model: any module that torch.fx can follow.
+        example: an input; where the forward pass branches on sizes, the branches are those it takes.
 
     Raises:
         UserError: the forward pass cannot be followed (its control flow depends on data, say).
     """
     model.eval()
     try:
-        return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+        return fx.GraphModule(model, _Tracer(example).trace(model), type(model).__name__)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
@@ -74,6 +79,15 @@ def propagate_shapes(graph: fx.GraphModule, example: Tensor) -> None:
         raise UserError(
             f"The network does not accept an input of shape {list(example.shape)}: {reason}"
         ) from error
+
+
+def erase_idle(graph: fx.GraphModule) -> None:
+    """Erase what gives no tensor and nobody reads, assertions about sizes for one; needs shapes."""
+    for node in reversed(list(graph.graph.nodes)):
+        computes = node.op.startswith("call") and node.op != "call_module"
+        if computes and not node.users and "tensor_meta" not in node.meta:
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from amc.errors import UserError
+from amc.graph import shape_of
 
 with warnings.catch_warnings():
     # Its import repeats invalid escape sequences of its docstrings as warnings.
@@ -27,6 +28,11 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 
 
+def is_grouped(module: nn.Module) -> bool:
+    """Whether a convolution works in groups of several channels; each must lose as many as the others."""
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module)
+
+
 @dataclass(frozen=True)
 class Member:
     """One side of one module that a group reaches.
@@ -35,7 +41,8 @@ class Member:
         module: path of the module.
         side: "out" (rows of a weight), "in" (columns) or "both" (batch norm, depthwise convolution).
         positions: int64 [channels, repeats], where channel c of the group lies in this module; a Linear
-            behind a flatten has height x width repeats.
+            behind a flatten has height x width repeats. At the "in" side of a convolution in groups the
+            channels of one unit lie in the same place.
     """
 
     module: str
@@ -57,12 +64,20 @@ class Group:
         channels: how many there are in the original network.
         members: every module side that the channels reach.
         frozen: why the group cannot be pruned, or None.
+        units: int64 [units, step], the channels that only go together because a convolution in groups
+            needs as many in each; None where every channel is on its own.
     """
 
     name: str
     channels: int
     members: tuple[Member, ...]
     frozen: str | None = None
+    units: Tensor | None = None
+
+    @property
+    def step(self) -> int:
+        """Widths are multiples of it."""
+        return 1 if self.units is None else self.units.shape[1]
 
     def freeze(self, reason: str) -> "Group":
         """The same group, never pruned, with the reason for it (the first reason stays)."""
@@ -86,12 +101,24 @@ def build_dependency(graph: fx.GraphModule, example: Tensor) -> Any:
             parameter.requires_grad_(True)
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            return torch_pruning.DependencyGraph().build_dependency(graph, example, verbose=False)
+            return torch_pruning.DependencyGraph().build_dependency(graph, (example,), verbose=False)
     except Exception as error:
-        raise UserError(f"The channel dependencies cannot be traced: {error}") from error
+        where = _reshuffled(graph)
+        reason = f"channels are rearranged in {where}" if where else error
+        raise UserError(f"The channel dependencies cannot be traced: {reason}.") from error
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def _reshuffled(graph: fx.GraphModule) -> str:
+    """Path of the first module that views an image's channels as two axes; "" where none does."""
+    for node in graph.graph.nodes:
+        if len(shape_of(node)) == 5 and any(len(shape_of(source)) == 4 for source in node.all_input_nodes):
+            return str(
+                next(reversed([path for path, _ in node.meta.get("nn_module_stack", {}).values()]), "")
+            )
+    return ""
 
 
 def pruning_function(module: nn.Module) -> Any:
@@ -135,7 +162,7 @@ def side_size(module: nn.Module, side: str) -> int:
 def _to_group(dependency: Any, names: dict, root: str, module: nn.Module, channels: int) -> Group:
     items = dependency.get_pruning_group(module, pruning_function(module), list(range(channels)))
     members: dict[tuple[str, str], Member] = {}
-    frozen = None
+    frozen, units = None, None
     for item in items:
         target = item.dep.target.module
         if not isinstance(target, nn.Module) or target not in names:
@@ -149,9 +176,15 @@ def _to_group(dependency: Any, names: dict, root: str, module: nn.Module, channe
         side = _side(dependency, item.dep.handler, target)
         positions, problem = _positions(item.idxs, item.root_idxs, channels)
         frozen = frozen or problem
+        if positions is not None and is_grouped(target):
+            positions, own, problem = _in_units(target, side, positions)
+            same = units is None or own is None or torch.equal(own, units)
+            frozen = frozen or problem or (None if same else f"{names[target]} divides it in another way")
+            units = units if own is None else own
         if positions is not None:
             members.setdefault((names[target], side), Member(names[target], side, positions))
-    return Group(root, channels, tuple(members.values()), frozen or _structural_problem(members, names))
+    problem = frozen or _structural_problem(members, names)
+    return Group(root, channels, tuple(members.values()), problem, units)
 
 
 def _side(dependency: Any, handler: Any, target: nn.Module) -> str:
@@ -170,14 +203,24 @@ def _positions(idxs: list[int], roots: list[int], channels: int) -> tuple[Tensor
     return order.reshape(channels, -1), None
 
 
+def _in_units(module: nn.Module, side: str, positions: Tensor) -> tuple[Tensor, Tensor | None, str | None]:
+    """What a convolution in groups makes of a group: positions, its units [units, step], a problem if any."""
+    assert isinstance(module, nn.Conv2d)
+    whole = module.in_channels if side == "in" else module.out_channels
+    if positions.shape != (whole, 1):
+        return positions, None, "a convolution in groups reads it together with others"
+    places = positions.squeeze(1) % (whole // module.groups)
+    units = places.argsort(stable=True).reshape(-1, module.groups)
+    return (places[:, None] if side == "in" else positions), units, None
+
+
 def _structural_problem(members: dict[tuple[str, str], Member], names: dict) -> str | None:
     modules = {name: module for module, name in names.items()}
     for (name, side), member in members.items():
         module = modules[name]
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module):
-            return f"{name} is a convolution in {module.groups} groups"
         size = side_size(module, side)
-        if member.positions.unique().numel() != member.positions.numel():
+        shared = is_grouped(module) and side == "in"
+        if not shared and member.positions.unique().numel() != member.positions.numel():
             return f"{name} would lose one position for two channels"
         if side == "out" and member.positions.numel() != size:
             return f"{name} mixes its channels with those of another layer"

@@ -8,6 +8,8 @@ logits differ by float noise. Never train in this form: see `amc.training`.
 import torch
 from torch import fx, nn
 
+from amc.decomposition.chain import Chain
+from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.groups import NORMS
 from amc.padding import pad_channels
 from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
@@ -51,6 +53,7 @@ def fold_norms(fast: fx.GraphModule) -> None:
         producer = str(source.target)
         alone = source.op == "call_module" and len(source.users) == 1 and calls.count(producer) == 1
         conv = fast.get_submodule(producer) if alone else None
+        conv = conv[-1] if isinstance(conv, Chain) else conv
         if isinstance(conv, nn.Conv2d) and norm.track_running_stats:
             _fold(conv, norm)
             fast.set_submodule(str(node.target), nn.Identity())
@@ -69,7 +72,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _quantize_weights(fast: nn.Module) -> None:
-    """Replace layers that quantize their weight in every pass by plain ones with the quantized weight."""
+    """Replace layers that make their weight anew in every pass by plain ones with that weight."""
     for name, module in list(fast.named_modules()):
         if isinstance(module, QuantizedConv2d | QuantizedLinear):
             kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
@@ -79,3 +82,5 @@ def _quantize_weights(fast: nn.Module) -> None:
             weight = module.quantizer(module.weight).detach()
             plain._parameters = {**module._parameters, "weight": nn.Parameter(weight)}
             fast.set_submodule(name, plain)
+        elif isinstance(module, ClusteredConv2d):
+            fast.set_submodule(name, module.plain())

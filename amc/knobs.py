@@ -43,8 +43,9 @@ class WidthKnob:
             return (point.layer.out_channels,) if point.layer else ()
         full = point.group.channels
         least = min(full, max(self.min_channels, math.ceil(self.min_keep * full), 1))
-        first = math.ceil(least / self.multiple) * self.multiple
-        return (*range(first, full, self.multiple), full)
+        multiple = math.lcm(self.multiple, point.group.step)
+        first = math.ceil(least / multiple) * multiple
+        return (*range(first, full, multiple), full)
 
     def decided_at(self, point: DecisionPoint) -> str:
         """The first layer of the group."""

@@ -15,7 +15,16 @@ from torch import Tensor, fx, nn
 
 from amc.blocks import ResidualBlock, cut_blocks, find_blocks
 from amc.errors import UserError
-from amc.graph import ChannelPad, FixedStage, module_of, propagate_shapes, shape_of, trace_graph
+from amc.functional import rewrite_functional_layers
+from amc.graph import (
+    ChannelPad,
+    FixedStage,
+    erase_idle,
+    module_of,
+    propagate_shapes,
+    shape_of,
+    trace_graph,
+)
 from amc.groups import COMPRESSIBLE, NORMS, Group, find_groups, is_depthwise
 from amc.proof import prove_groups
 from amc.quantization.points import QuantizationPoint, insert_points
@@ -96,6 +105,11 @@ class Network:
         """The layer of that name."""
         return self._layer_by_name[name]
 
+    def layer_groups(self, name: str) -> int:
+        """Groups of a layer's convolution; 1 for a linear layer."""
+        module = self.module.get_submodule(name)
+        return module.groups if isinstance(module, nn.Conv2d) else 1
+
     @cached_property
     def _layer_by_name(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
@@ -161,10 +175,12 @@ def trace(model: nn.Module, example: Tensor, freeze: Sequence[str] = ()) -> Netw
         UserError: the module cannot be traced, holds no compressible layer, has weights that are not
             finite, or a pattern matches no layer.
     """
-    graph = trace_graph(clone_module(model).cpu())
-    check_finite(graph)
     example = example[:1].detach().cpu()
+    graph = trace_graph(clone_module(model).cpu(), example)
+    check_finite(graph)
     propagate_shapes(graph, example)
+    erase_idle(graph)
+    rewrite_functional_layers(graph, example)
     rewrite_channel_pads(graph, example)
     nodes = _layer_nodes(graph)
     names = [str(node.target) for node in nodes]
@@ -307,6 +323,8 @@ def _to_layer(graph: fx.GraphModule, node: fx.Node, input_tensor: str) -> Layer:
 
 def _folded_norm(node: fx.Node) -> str | None:
     users = list(node.users)
-    if len(users) == 1 and isinstance(module_of(users[0]), NORMS):
-        return str(users[0].target)
-    return None
+    if len(users) != 1 or not isinstance(module_of(users[0]), NORMS):
+        return None
+    calls = [str(n.target) for n in node.graph.nodes if n.op == "call_module"]
+    alone = calls.count(str(node.target)) == calls.count(str(users[0].target)) == 1
+    return str(users[0].target) if alone else None

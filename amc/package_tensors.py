@@ -1,81 +1,146 @@
-"""The numbers of a package: entries of a state dict as one flat tensor a type, kept channels as bits."""
+"""The numbers of a package as flat tensors: packed codes, and everything else by its type.
 
-from collections.abc import Mapping, Sequence
+Of a quantized layer come the codes, each layer from a new byte, and what it takes to read them (scales,
+bases, a codebook, large values, a step); then the parameters of all modules, in the order of the module tree.
+"""
+
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc.decomposition.operator import SelfPacking
 from amc.errors import UserError
-from amc.graph import ChannelPad
-from amc.network import Network
+from amc.graph import ChannelPad, FixedStage
+from amc.groups import NORMS
+from amc.own_tensors import own_tensors
+from amc.package_form import QUANTIZED
+from amc.quantization.bit_packing import pack, unpack
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.quantization.protocol import Coded, Quantizer
+
+CODES = "codes"
 
 
-def _stored(module: nn.Module) -> dict[str, Tensor]:
-    """The entries of the state dict that a package holds."""
-    pads = [f"{name}.weight" for name, part in module.named_modules() if isinstance(part, ChannelPad)]
-    return {
-        name: tensor
-        for name, tensor in module.state_dict().items()
-        if name not in pads and not name.endswith("num_batches_tracked")
-    }
+def flat_tensors(packed: nn.Module) -> dict[str, Tensor]:
+    """All numbers of a network in packed form.
 
-
-def flat_parts(module: nn.Module) -> dict[str, list[Tensor]]:
-    """The entries that a package holds by name of their type; on the CPU they share the module's memory."""
+    Returns:
+        "codes" (uint8 [bytes]) and names of types ("float32", "float16"), each one flat tensor.
+    """
     parts: dict[str, list[Tensor]] = {}
-    for tensor in _stored(module).values():
-        name = str(tensor.dtype).removeprefix("torch.")
-        parts.setdefault(name, []).append(tensor.detach().cpu())
-    return parts
+    for layer in _coded_layers(packed):
+        coded = layer.quantizer.quantize(layer.weight)
+        parts.setdefault(CODES, []).append(pack(coded.codes, coded.bits))
+        for part in coded.parts.values():
+            parts.setdefault(_type_name(part), []).append(part.reshape(-1))
+    for module in _self_packing(packed):
+        for name, tensor in module.packed().items():
+            parts.setdefault(name, []).append(tensor)
+    for tensor in _plain_tensors(packed):
+        parts.setdefault(_type_name(tensor), []).append(tensor.reshape(-1))
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy flat tensors into a module on the CPU.
+def fill(packed: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy flat tensors into a network in packed form.
 
     Args:
-        module: as its policy made it.
-        tensors: type name to all numbers of that type, [n].
+        packed: as its policy made it; its numbers do not matter.
+        tensors: what `flat_tensors` gave.
         path: where they come from, for errors.
 
     Raises:
-        UserError: they do not fit the module, or are not finite.
+        UserError: they do not fit the network, or are not finite.
     """
-    parts = flat_parts(module)
-    for name in sorted({*parts, *tensors}):
-        flat, sizes = tensors.get(name), [tensor.numel() for tensor in parts.get(name, [])]
-        if flat is None or name not in parts or flat.dtype != parts[name][0].dtype or flat.dim() != 1:
+    _check(flat_tensors(packed), tensors, path)
+    streams = _Streams(tensors)
+    for layer in _coded_layers(packed):
+        try:
+            _fill_layer(layer, streams)
+        except (IndexError, RuntimeError) as error:
+            raise UserError(f"{path} is damaged: it holds codes that mean nothing.") from error
+    for module in _self_packing(packed):
+        sizes = {name: len(tensor) for name, tensor in module.packed().items()}
+        try:
+            module.unpack({name: streams.take(name, size) for name, size in sizes.items()})
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: it holds codes that mean nothing.") from error
+    for tensor in _plain_tensors(packed):
+        tensor.copy_(streams.take(_type_name(tensor), tensor.numel()).reshape(tensor.shape))
+
+
+class _Streams:
+    """Flat tensors that are read from front to back."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors = tensors
+        self._read = dict.fromkeys(tensors, 0)
+
+    def take(self, name: str, count: int) -> Tensor:
+        """The next numbers of a tensor, [count]."""
+        start = self._read[name]
+        self._read[name] += count
+        return self._tensors[name][start : start + count]
+
+
+def _fill_layer(layer: QuantizedConv2d | QuantizedLinear, streams: _Streams) -> None:
+    quantizer, weight = layer.quantizer, layer.weight
+    like = quantizer.quantize(weight)
+    count = weight.numel()
+    packed = streams.take(CODES, -(-count * like.bits // 8))
+    parts = {
+        name: streams.take(_type_name(part), part.numel()).reshape(part.shape)
+        for name, part in like.parts.items()
+    }
+    for name in parts.keys() & quantizer._buffers.keys():
+        quantizer.get_buffer(name).copy_(parts[name])
+    values = quantizer.dequantize(
+        Coded(unpack(packed, like.bits, count).reshape(weight.shape), like.bits, parts)
+    )
+    weight.data = values
+    if not torch.equal(quantizer.dequantize(quantizer.quantize(values)), values):
+        raise RuntimeError("codes that no weight has")
+
+
+def _check(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name in sorted({*wanted, *tensors}):
+        flat, like = tensors.get(name), wanted.get(name)
+        if flat is None or like is None or flat.dtype != like.dtype or flat.dim() != 1:
             raise UserError(
                 f"{path} does not fit its policy: its numbers of type {name} are missing or foreign."
             )
-        if len(flat) != sum(sizes):
-            raise UserError(f"{path} holds {len(flat)} {name} numbers where its policy needs {sum(sizes)}.")
+        if len(flat) != len(like):
+            raise UserError(f"{path} holds {len(flat)} {name} numbers where its policy needs {len(like)}.")
         if not bool(torch.isfinite(flat).all()):
             raise UserError(f"{path} is damaged: it holds NaN or infinite numbers.")
-        for target, values in zip(parts[name], flat.split(sizes), strict=True):
-            target.copy_(values.reshape(target.shape))
 
 
-def pack_kept(kept: Mapping[str, Tensor], network: Network) -> Tensor:
-    """One bit a channel of these groups, in their order; uint8 [bytes]."""
-    channels = {group.name: group.channels for group in network.groups}
-    bits = [np.isin(np.arange(channels[name]), indices.cpu().numpy()) for name, indices in kept.items()]
-    return torch.from_numpy(np.packbits(np.concatenate([np.zeros(0, bool), *bits])))
+def _coded_layers(packed: nn.Module) -> Iterator[QuantizedConv2d | QuantizedLinear]:
+    return (part for part in packed.modules() if isinstance(part, QUANTIZED))
 
 
-def unpack_kept(mask: Tensor | None, names: Sequence[str], network: Network, path: Path) -> dict[str, Tensor]:
-    """Group name to the sorted indices of its kept channels, int64, from the bits of `pack_kept`.
+def _self_packing(packed: nn.Module) -> Iterator[SelfPacking]:
+    return (part for part in packed.modules() if isinstance(part, SelfPacking))
 
-    Raises:
-        UserError: the bits or the groups do not fit the network; `path` is where they come from.
-    """
-    channels = {group.name: group.channels for group in network.groups}
-    missing = [name for name in names if name not in channels]
-    if missing:
-        raise UserError(f"{path} prunes {missing[0]}, which is no channel group of this network.")
-    sizes = [channels[name] for name in names]
-    if mask is None or mask.dtype != torch.uint8 or mask.shape != (-(-sum(sizes) // 8),):
-        raise UserError(f"{path} is damaged: its list of kept channels does not fit the network.")
-    bits = torch.from_numpy(np.unpackbits(mask.numpy(), count=sum(sizes)))
-    return {name: part.nonzero().squeeze(1) for name, part in zip(names, bits.split(sizes), strict=True)}
+
+def _plain_tensors(packed: nn.Module) -> Iterator[Tensor]:
+    """What is stored as it is; norms are settled, so that their statistics are 0 and 1."""
+    inside = {part for whole in _self_packing(packed) for part in whole.children()}
+    for module in packed.modules():
+        if module in inside:
+            continue
+        if isinstance(module, SelfPacking):
+            bias = module._parameters.get("bias")
+            yield from () if bias is None else (bias.detach(),)
+        elif isinstance(module, QUANTIZED):
+            yield from () if module.bias is None else (module.bias.detach(),)
+        elif isinstance(module, NORMS):
+            yield from (parameter.detach() for parameter in module.parameters())
+        elif not isinstance(module, ChannelPad | FixedStage | Quantizer):
+            yield from own_tensors(module)
+
+
+def _type_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -28,14 +28,21 @@ class LayerDecision:
 
     Attributes:
         point: name of the decision point, the layer's path in the network's module tree.
-        operator: what replaces the layer; "original" keeps it, "removed" leaves it out.
+        operator: what replaces the layer; "original" keeps it, "removed" leaves it out, others are names in
+            `amc.decomposition.registry`.
         values: knob name to executed integer: `width` (output channels kept), `weight_bits` and
-            `activation_bits` (2 to 8, or 32 for not quantized).
+            `activation_bits` (2 to 8, or 32 for not quantized), and where an operator replaces the layer its
+            `amount` (a group size, a rank, a count of centroids).
     """
 
     point: str
     values: Mapping[str, int] = field(default_factory=dict)
     operator: str = ORIGINAL_OPERATOR
+
+    @property
+    def replaced(self) -> bool:
+        """Whether an operator stands in the place of the layer."""
+        return self.operator not in (ORIGINAL_OPERATOR, REMOVED)
 
 
 @dataclass(frozen=True)

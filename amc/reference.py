@@ -9,7 +9,9 @@ from amc.costs.budget import Budget
 from amc.space import Partial, Space
 
 BISECTIONS = 16
-SHAPE = frozenset({"block", "width"})
+SHAPE = frozenset({"block", "operator", "amount", "width"})
+SHARED = frozenset({"amount", "width"})
+"""Knobs that follow the common keep ratio."""
 
 
 def complete_uniformly(
@@ -31,14 +33,14 @@ def complete_uniformly(
     Returns:
         int64 [points, knobs].
     """
-    width = space.column("width")
+    at_steps = space.at_steps
 
     def steps(keep: float, rest: float) -> tuple[int, ...]:
-        return space.steps([keep if column == width else rest for column in range(len(space.knobs))])
+        return space.steps([keep if knob.name in SHARED else rest for knob in space.knobs])
 
     @cache  # Most fractions of a bisection lie between the same legal values.
     def holds(budget: Budget, at: tuple[int, ...]) -> bool:
-        return _fits((budget,), partial.filled(space.at_steps(at)))
+        return _fits((budget,), space.completed(partial, at_steps(at)))
 
     def fit(some: Sequence[Budget], keep: float, rest: float) -> bool:
         at = steps(keep, rest)
@@ -52,9 +54,41 @@ def complete_uniformly(
     common = _largest_fraction(lambda f: fit(others, min(f, keep), f), 1.0)
     keep = _largest_fraction(lambda f: fit(budgets, f, common), keep)
     if not fit(budgets, keep, common):
-        return partial.filled(space.smallest)
-    chosen = partial.filled(space.at_steps(steps(keep, common)))
+        return _cheapest(space, partial, budgets)
+    chosen = space.completed(partial, space.at_steps(steps(keep, common)))
     return _fill(space, partial, budgets, chosen, keep) if bounded else chosen
+
+
+def _cheapest(space: Space, partial: Partial, budgets: Sequence[Budget]) -> np.ndarray:
+    """Where the layers themselves cannot keep the budgets: operators wherever they apply."""
+    if not space.chooses:
+        return partial.filled(space.smallest)
+
+    def replaced(fraction: float) -> np.ndarray:
+        rest = space.at_fraction([fraction] * len(space.knobs))
+        rest[:, space.column("operator")] = space.smallest[:, space.column("operator")]
+        return space.completed(partial, rest)
+
+    def fit(fraction: float) -> bool:
+        return _fits(budgets, replaced(fraction))
+
+    table = _raised(space, partial, budgets, replaced(_largest_fraction(fit, 1.0)))
+    found = [table, *(budget.cost.cheapest(partial) for budget in budgets)]
+    return next((table for table in found if _fits(budgets, table)), found[-1])
+
+
+def _raised(space: Space, partial: Partial, budgets: Sequence[Budget], table: np.ndarray) -> np.ndarray:
+    """Raise open amounts by one legal step where every budget still holds, the last layers first."""
+    column = space.column("amount")
+    operators = table[:, space.column("operator")]
+    for row in reversed(range(len(space.points))):
+        last = space.levels[row, operators[row]] - 1
+        if partial.decided[row, column] or table[row, column] >= last:
+            continue
+        raised = table.copy()
+        raised[row, column] += 1
+        table = raised if _fits(budgets, raised) else table
+    return table
 
 
 def _fits(budgets: Sequence[Budget], table: np.ndarray) -> bool:

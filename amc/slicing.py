@@ -78,10 +78,10 @@ def slice_module(module: nn.Module, side: str, keep: Tensor) -> None:
         buffer = module._buffers.get(name)
         if buffer is not None:
             module._buffers[name] = buffer.index_select(0, keep.to(buffer.device))
-    _set_sizes(module)
+    _set_sizes(module, side)
 
 
-def _set_sizes(module: nn.Module) -> None:
+def _set_sizes(module: nn.Module, side: str) -> None:
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         state = module.running_mean if module.running_mean is not None else module.weight
         module.num_features = state.shape[0]
@@ -89,10 +89,10 @@ def _set_sizes(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape[0], module.weight.shape[1]
     elif isinstance(module, nn.Conv2d):
         module.out_channels = module.weight.shape[0]
-        if module.groups > 1:  # depthwise: the only grouped convolution that is ever sliced
+        if side == "both":  # depthwise
             module.in_channels = module.groups = module.weight.shape[0]
         else:
-            module.in_channels = module.weight.shape[1]
+            module.in_channels = module.weight.shape[1] * module.groups
 
 
 def apply_slices(model: nn.Module, positions: Mapping[tuple[str, str], Tensor]) -> None:

@@ -5,17 +5,18 @@ arrays, because the environment looks ahead hundreds of times in an episode.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from amc.errors import UserError
 from amc.groups import Group
 from amc.network import Layer, Network
-from amc.policy import ORIGINAL_OPERATOR, REMOVED, CompressionPolicy, LayerDecision
+from amc.policy import REMOVED, CompressionPolicy, LayerDecision
+from amc.policy_check import check_policy
 from amc.quantization.uniform import NOT_QUANTIZED
 
 LEFT_OUT, KEPT = 0, 1
@@ -80,6 +81,30 @@ class Knob(Protocol):
         """Whether the reference policy's value is no matter of the budget."""
 
 
+class OperatorChoice(Knob, Protocol):
+    """The knob "operator", whose value says what the knob "amount" means; see `amc.decomposition.knobs`.
+
+    Value 0 is the layer itself.
+
+    Attributes:
+        names: of the operators, from value 1.
+    """
+
+    names: tuple[str, ...]
+
+    def levels(self, point: str) -> np.ndarray:
+        """How many amounts each value has at a point; int64 [values]."""
+
+    def decision(self, point: str, value: int, level: int) -> tuple[str, int]:
+        """Name of the operator and amount behind the entries of a table."""
+
+    def entries(self, point: str, operator: str, amount: int) -> tuple[int, int]:
+        """The entries of a table for an operator and its amount."""
+
+    def quantizes(self, value: int) -> bool:
+        """Whether a layer with this value has weight bits of its own."""
+
+
 class Space:
     """All legal policies of a network.
 
@@ -88,6 +113,8 @@ class Space:
         knobs: the knobs of the run; a table's columns.
         smallest, largest: int64 [points, knobs] tables, the cheapest and the costliest legal policy.
         decider: int64 [points, knobs], the row that decides each entry; -1 where another knob implies it.
+        choice: the knob that chooses operators, None without one.
+        levels: int64 [points, operators + 1], how many amounts each operator has where.
     """
 
     def __init__(self, network: Network, knobs: Sequence[Knob]):
@@ -117,10 +144,18 @@ class Space:
         self._block_column = self._column.get("block")
         self._block_rows = np.array([self._row[b.name] for b in network.blocks], dtype=int)
         self._closed = {self._row[b.name]: self._closed_without(b.layers) for b in network.blocks}
+        self.choice = cast(OperatorChoice, self.knobs[self.column("operator")]) if self.chooses else None
+        rows = [self.choice.levels(point.name) for point in self.points] if self.choice else []
+        self.levels = np.array(rows, dtype=np.int64)
 
     def __reduce__(self) -> tuple[type["Space"], tuple[Network, tuple[Knob, ...]]]:
         """Another process builds its own tables: what is remembered here cannot be sent."""
         return Space, (self.network, self.knobs)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether operators may replace layers."""
+        return "operator" in self._column
 
     def column(self, knob: str) -> int:
         """Column of a knob in every table."""
@@ -136,6 +171,10 @@ class Space:
 
     def legal(self, row: int, column: int, partial: Partial | None = None) -> tuple[int, ...]:
         """Legal values of one entry in order of cost."""
+        if partial is not None and column == self._column.get("amount"):
+            operator = self.column("operator")
+            if partial.decided[row, operator]:
+                return tuple(range(self.levels[row, partial.values[row, operator]]))
         return self.knobs[column].values(self.points[row], partial)
 
     def decide(self, partial: Partial, row: int, column: int, value: int) -> Partial:
@@ -148,11 +187,37 @@ class Space:
             if source == column:
                 values[tied, implied] = meaning[value]
                 decided[tied, implied] = True
+        if self.choice is not None and column == self.column("operator"):
+            self._close_behind(self.choice, row, value, values, decided)
         if column == self._block_column and value == LEFT_OUT:
             # One way to write what means nothing any more: equal networks, equal tables.
             closed = self._closed[row] & ~decided
             values, decided = np.where(closed, self.smallest, values), decided | closed
         return Partial(values, decided)
+
+    def _close_behind(
+        self, choice: OperatorChoice, row: int, value: int, values: np.ndarray, decided: np.ndarray
+    ) -> None:
+        """Decide what an operator leaves no choice of: a single amount, and bits that mean nothing."""
+        if self.levels[row, value] == 1:
+            values[row, self.column("amount")] = 0
+            decided[row, self.column("amount")] = True
+        if not choice.quantizes(value):
+            values[row, self.column("weight_bits")] = NOT_QUANTIZED
+            decided[row, self.column("weight_bits")] = True
+
+    def completed(self, partial: Partial, rest: np.ndarray) -> np.ndarray:
+        """The decisions, and `rest` [points, knobs] where there are none; an open amount keeps its share.
+
+        The amounts of `rest` are ranks among those of the operator that has the most.
+        """
+        table = partial.filled(rest)
+        if self.choice is not None:
+            column, rows = self.column("amount"), np.arange(len(self.points))
+            own = self.levels[rows, table[:, self.column("operator")]]
+            ranks = table[:, column] * own // self.levels.max(axis=1)
+            table[:, column] = np.where(partial.decided[:, column], table[:, column], ranks)
+        return table
 
     def gone_blocks(self, table: np.ndarray) -> np.ndarray | None:
         """Which residual blocks a complete table leaves out, bool [blocks]; None if none ever is."""
@@ -202,6 +267,9 @@ class Space:
         for name in ("width", "density"):
             if name in self._column:
                 table[:, self.column(name)] = self.largest[:, self.column(name)]
+        for name in ("operator", "amount"):
+            if name in self._column:
+                table[:, self.column(name)] = 0
         return table
 
     def policy(self, values: np.ndarray) -> CompressionPolicy:
@@ -211,13 +279,19 @@ class Space:
         decisions = (
             LayerDecision(point.name, operator=REMOVED)
             if point.name in gone
-            else LayerDecision(
-                point.name,
-                {k.name: int(v) for k, v in zip(self.knobs, row, strict=True) if k.name != "block"},
-            )
+            else self._decision(point.name, row)
             for point, row in zip(self.points, values, strict=True)
         )
         return CompressionPolicy(self.network.fingerprint, tuple(decisions))
+
+    def _decision(self, point: str, row: np.ndarray) -> LayerDecision:
+        values = {knob.name: int(value) for knob, value in zip(self.knobs, row, strict=True)}
+        values.pop("block", None)
+        operator, amount = values.pop("operator", 0), values.pop("amount", 0)
+        if self.choice is None or operator == 0:
+            return LayerDecision(point, values)
+        name, executed = self.choice.decision(point, operator, amount)
+        return LayerDecision(point, {"amount": executed, **values}, name)
 
     def table(self, policy: CompressionPolicy) -> np.ndarray:
         """The table of a policy; where it does not mention a knob, nothing is compressed.
@@ -228,9 +302,25 @@ class Space:
         check_policy(policy, self.network)
         table = self.original()
         for row, point in enumerate(self.points):
+            decision = policy[point.name]
             for column, knob in enumerate(self.knobs):
-                table[row, column] = policy[point.name].values.get(knob.name, table[row, column])
+                table[row, column] = decision.values.get(knob.name, table[row, column])
+            if decision.replaced:
+                table[row, self._columns_of_choice] = self._entries(decision)
         return self._without(table, policy.removed)
+
+    @property
+    def _columns_of_choice(self) -> list[int]:
+        return [self.column("operator"), self.column("amount")]
+
+    def _entries(self, decision: LayerDecision) -> tuple[int, int]:
+        """Raises UserError where the operator takes no part in this space."""
+        if self.choice is None or decision.operator not in self.choice.names:
+            raise UserError(
+                f"The policy replaces {decision.point} by {decision.operator}, which needs "
+                f"--operators {decision.operator}."
+            )
+        return self.choice.entries(decision.point, decision.operator, decision.values["amount"])
 
     def _without(self, table: np.ndarray, removed: Collection[str]) -> np.ndarray:
         """The table of a policy that leaves layers out, which says nothing else about them."""
@@ -251,62 +341,3 @@ def _padded(rows: Sequence[Sequence[float]], fill: float = 0) -> np.ndarray:
     """Rows of unequal length as one array."""
     width = max(len(row) for row in rows)
     return np.array([[*row, *([fill] * (width - len(row)))] for row in rows])
-
-
-def check_policy(policy: CompressionPolicy, network: Network) -> None:
-    """Refuse a policy that does not belong to a network.
-
-    Raises:
-        UserError: fingerprint, layers, operators, widths or bits do not fit.
-    """
-    if policy.network != network.fingerprint:
-        raise UserError(
-            f"The policy was made for another network (fingerprint {policy.network}, "
-            f"this one is {network.fingerprint})."
-        )
-    layers, points = [v.name for v in network.layers], [d.point for d in policy.decisions]
-    unequal = sorted(name for name in {*layers, *points} if layers.count(name) != points.count(name))
-    if unequal:
-        raise UserError(f"The policy must decide every layer once, which fails at {', '.join(unequal)}.")
-    for layer in network.layers:
-        _check_decision(policy[layer.name], layer, network)
-    whole = {layer for b in network.blocks if b.name in policy.removed for layer in b.layers}
-    if whole != policy.removed:
-        raise UserError(
-            f"The policy leaves out {', '.join(sorted(policy.removed ^ whole))}; layers can go only with all "
-            "others of their residual block."
-        )
-    _check_shared(policy, "width", [group.producers() for group in network.groups if not group.frozen])
-    readers: dict[str, list[str]] = {}
-    for layer in network.layers:
-        readers.setdefault(layer.input_tensor, []).append(layer.name)
-    _check_shared(policy, "activation_bits", readers.values())
-
-
-def _check_shared(policy: CompressionPolicy, knob: str, sets: Iterable[Sequence[str]]) -> None:
-    """Refuse layers that must share a value and do not."""
-    values = policy.values(knob)
-    for names in sets:
-        decided = {name: values[name] for name in names if name in values}
-        if len(set(decided.values())) > 1:
-            said = ", ".join(f"{value} in {name}" for name, value in decided.items())
-            raise UserError(f"The policy gives {knob} that must be equal different values: {said}.")
-
-
-def _check_decision(decision: LayerDecision, layer: Layer, network: Network) -> None:
-    if decision.operator == REMOVED:
-        return
-    if decision.operator != ORIGINAL_OPERATOR:
-        raise UserError(f"The policy replaces {layer.name} by {decision.operator!r}, which is unknown here.")
-    width = decision.values.get("width", layer.out_channels)
-    group = network.group_of.get(layer.name)
-    if not 1 <= width <= layer.out_channels:
-        raise UserError(f"The policy keeps {width} of {layer.out_channels} channels in {layer.name}.")
-    if width != layer.out_channels and (group is None or group.frozen):
-        raise UserError(f"The policy prunes {layer.name}, whose channels cannot be pruned in this network.")
-    for name in ("weight_bits", "activation_bits"):
-        bits = decision.values.get(name, 32)
-        if bits != 32 and not 2 <= bits <= 8:
-            raise UserError(f"The policy gives {layer.name} {name} = {bits}; legal are 2 to 8, or 32.")
-    if not 1 <= (density := decision.values.get("density", 100)) <= 100:
-        raise UserError(f"The policy keeps {density} % of the weights in {layer.name}; legal are 1 to 100.")

@@ -8,8 +8,11 @@ that every action means something and every executed policy keeps the budget.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from amc.costs.budget import Budget
+from amc.costs.budget import Budget, fit_together
 from amc.space import Partial, Space
+
+UNORDERED = frozenset({"operator", "amount"})
+"""Knobs whose order of cost holds for whole layers: one that has lost channels may prefer another."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,17 @@ def feasible_range(
     values = space.legal(row, column, partial)
 
     def fits(index: int) -> bool:
-        return all(budget.fits(space.decide(partial, row, column, values[index])) for budget in budgets)
+        decided = space.decide(partial, row, column, values[index])
+        if space.chooses and len(budgets) > 1:
+            return fit_together(budgets, decided)
+        return all(budget.fits(decided) for budget in budgets)
 
     def reaches(index: int) -> bool:
         decided = space.decide(partial, row, column, values[index])
         return not budgets or any(budget.reached(decided) for budget in budgets)
 
+    if space.knobs[column].name in UNORDERED:
+        return _scanned(values, fits, reaches, reference)
     high = max(_first(len(values), lambda index: not fits(index)) - 1, 0)
     low = min(_first(high + 1, reaches), high)
     if space.knobs[column].reference_is_fixed:
@@ -72,6 +80,20 @@ def feasible_range(
     # Fewer bits may cost more latency: the values that fit need not begin with the smallest.
     low = next((index for index in range(low, high) if fits(index)), high)
     return Range(values, low, min(max(values.index(reference), low), high), high)
+
+
+def _scanned(
+    values: tuple[int, ...], fits: Callable[[int], bool], reaches: Callable[[int], bool], reference: int
+) -> Range:
+    """The range of a knob whose values are looked at one by one.
+
+    The reference policy's value stays a choice where it fits, whatever it leaves of a budget.
+    """
+    fitting = [index for index in range(len(values)) if fits(index)]
+    using = [index for index in fitting if reaches(index) or values[index] == reference]
+    chosen = tuple(values[index] for index in using or fitting[-1:] or [0])
+    place = chosen.index(reference) if reference in chosen else len(chosen) - 1
+    return Range(chosen, 0, place, len(chosen) - 1)
 
 
 def _first(count: int, condition: Callable[[int], bool]) -> int:

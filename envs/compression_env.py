@@ -16,7 +16,7 @@ from envs.walk import Walk
 
 
 class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
-    """Walks a network's decision points and decides width and bits at each.
+    """Walks a network's decision points and decides what replaces a layer, width and bits.
 
     One episode is one policy (He et al., AMC, ECCV 2018). Transitions are known in closed form; the one
     expensive number, the evaluation of the finished policy, is the reward of the last step.
@@ -42,12 +42,13 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
     | K | alive | 1 where the knob is decided at this point, 0 where it is inherited or has one legal value |
     | B | budget | each budget as a fraction of the original's cost, 1 without one |
     | T | one-hot | the current decision point |
-    | T x K | decided | keep ratio or rank of bits of every decision so far, 0 where open |
+    | T x K | decided | keep ratio, or rank of operator, amount or bits, of every decision, 0 where open |
 
     The terminal observation keeps progress, previous action, budget and decisions; the rest is 0.
 
     ## Action
-    `Box(-1, 1, (K,), float32)`, one entry a knob (width, weight bits, activation bits). 0 is the reference
+    `Box(-1, 1, (K,), float32)`, one entry a knob (operator, its amount, width, weight bits, activation bits,
+    as far as they are a choice). 0 is the reference
     ("uniform") policy's value; -1 the smallest value from which the rest can still use a budget up; +1 the
     largest from which the rest can still keep every budget; linear in between, rounded to the nearest
     feasible value. Entries of dead knobs are ignored.

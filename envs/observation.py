@@ -94,8 +94,10 @@ def decided_fractions(
             if not partial.decided[row, column]:
                 continue
             value, values = int(partial.values[row, column]), space.legal(row, column)
-            if space.knobs[column].name == "width" or len(values) == 1:
-                result[position, entry] = value / values[-1]
+            if value not in values:  # bits that an operator leaves no meaning
+                result[position, entry] = 1.0
+            elif space.knobs[column].name == "width" or len(values) == 1:
+                result[position, entry] = value / values[-1] if values[-1] else 0.0
             else:
                 result[position, entry] = values.index(value) / (len(values) - 1)
     return result

@@ -16,6 +16,7 @@ from amc.costs.budget import Budget, check_reachable, parse_budget
 from amc.costs.latency.predictor import Sample
 from amc.costs.latency.sampling import Progress
 from amc.costs.symbolic import Cost, original_table, symbolic_costs
+from amc.decomposition.replacement import OperatorReplacement
 from amc.errors import UserError
 from amc.evaluate import Evaluator
 from amc.knobs import BitsKnob, BlockKnob, WidthKnob
@@ -32,6 +33,7 @@ from amc.targets.meter import LatencyMeter
 from amc.tasks.base import Task
 from envs.bits import make_knobs
 from envs.latency_budget import Confirmation, LatencyBudget, check_unit, make_latency_budget
+from envs.operators import make_operator_knobs
 from envs.problem_config import ProblemConfig, is_latency
 from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward
 from envs.walk import Walk
@@ -199,7 +201,10 @@ def build_problem(
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     knobs, notes = make_knobs(config, network, target)
-    space = Space(network, (*_block_knobs(network, task, config), *knobs, *_density_knobs(config)))
+    operators, said = make_operator_knobs(config, network)
+    notes += said
+    blocks, densities = _block_knobs(network, task, config), _density_knobs(config)
+    space = Space(network, (*blocks, *operators, *knobs, *densities))
     costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
     table = original_table(network, space)
     original = {name: cost.of(table) for name, cost in costs.items()}
@@ -264,8 +269,11 @@ def _evaluator(
     """What compresses and scores policies, without any latency."""
     network, calibration = space.network, task.calibration(config.calibration_images)
     refits = _reconstruction(network, calibration, config)
+    pruning = ChannelPruning(_ranking(network, task, config), knobs[0], refits)
+    moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
     compressors: list[Compressor] = [
-        ChannelPruning(_ranking(network, task, config), knobs[0], refits),
+        pruning,
+        *([OperatorReplacement(pruning.kept, moments)] if space.chooses else []),
         *(FineGrainedPruning(knob) for knob in space.knobs if isinstance(knob, DensityKnob)),
         WeightQuantization(knobs[1], config.weight_quantizer),
         ActivationQuantization(knobs[2], config.activation_quantizer),

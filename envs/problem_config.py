@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from amc.costs.budget import parse_budget
 from amc.costs.symbolic import ALIASES, KNOBS_OF
+from amc.decomposition.registry import get_operator
 from amc.errors import UserError
 from amc.knobs import BITS, WidthKnob
 from amc.quantization.registry import QuantizerNames, activation_quantizer, weight_quantizer
@@ -43,6 +44,9 @@ class ProblemConfig:
     """Let whole residual blocks be left out: a runtime pays for every layer, however thin it is."""
     reference_depth: float = 1.0
     """Share of the residual blocks that the uniform policy keeps, those that change their input most."""
+    operators: tuple[str, ...] = ()
+    """What may replace a layer, as the agent chooses: filter-groups, clustered-kernels (under size only),
+    channel-svd, spatial-svd, or your own as package.module:Class; none by default."""
     freeze: tuple[str, ...] = ()
     """Layers whose output channels are never pruned, as shell patterns: 'layer1.*'."""
     importance: Literal["l1", "l2", "bn", "taylor"] = "l2"
@@ -86,6 +90,7 @@ class ProblemConfig:
             raise UserError(f"--reference-keep is a share above 0 and at most 1, not {self.reference_keep}.")
         if self.reconstruct not in ("none", "symmetric", "asymmetric"):
             raise UserError(f"--reconstruct is none, symmetric or asymmetric, not {self.reconstruct}.")
+        _check_operators(self.operators)
         if self.tune_steps < 0:
             raise UserError(f"--tune-steps must be 0 or more, not {self.tune_steps}.")
         if min(self.reward_images, self.calibration_images) < 1:
@@ -133,6 +138,13 @@ class ProblemConfig:
         names = [text.split("=")[0].strip().lower() for text in self.budgets]
         budgeted = tuple(ALIASES.get(name, name) for name in names)
         return (*budgeted, self.minimize) if self.goal == "cost" else budgeted
+
+
+def _check_operators(names: tuple[str, ...]) -> None:
+    if len({*names}) < len(names):
+        raise UserError(f"--operators names one twice: {', '.join(names)}.")
+    for name in names:
+        get_operator(name)
 
 
 def _check_quantizers(config: ProblemConfig) -> None:

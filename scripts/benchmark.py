@@ -26,6 +26,7 @@ from amc.targets.repeats import Summary, measure_in_fresh_processes, summarize
 from amc.tasks import Task, load_task
 from scripts.cli import console, run
 from scripts.evaluate import InTarget
+from scripts.low_bits import low_bits_note, refuse_packages, weight_bits_of
 from scripts.progress import print_table
 
 
@@ -100,6 +101,9 @@ def main(options: Benchmark) -> None:
         f"{options.target} {version}, batch 1 on one core; medians, min..max and the ratio's "
         f"coefficient of variation over {options.processes} fresh processes{_images(task)}"
     )
+    note = low_bits_note(bits for file in files for bits in weight_bits_of(file))
+    if note is not None:
+        print(note)
     if options.out is not None:
         about = {"target": options.target, "runtime": version, "unit": target.unit}
         found = {**about, **circumstances(options, task), "rows": [row.to_json() for row in rows]}
@@ -123,6 +127,7 @@ def files_to_measure(given: tuple[Path, ...], target: Target) -> list[Path]:
     Raises:
         UserError: one is missing, there is nothing to compare, or the target reads other files.
     """
+    refuse_packages(given)
     files = _exported(given[0], target.file_suffix) if len(given) == 1 and given[0].is_dir() else list(given)
     if len(files) < 2:
         raise UserError("Give the original and at least one file to compare it with, or an export folder.")

@@ -10,8 +10,10 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from agents.export import EXPORT_FOLDER, ExportedRun, export_run
 from agents.run import load_run
 from amc.errors import UserError
+from amc.package import file_bytes
 from amc.policy import CompressionPolicy
 from scripts.cli import run as run_script
+from scripts.low_bits import low_bits_note
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ def show(exported: ExportedRun) -> None:
             print(f"note: {file.unsupported} is not ours to export, so torch.onnx wrote {file.path.name}.")
     for path in exported.paths:
         print(f"{path} ({path.stat().st_size / 1000:,.1f} kB)")
+    header, numbers = file_bytes(exported.weights)
+    print(f"{exported.weights.name}: {numbers:,} bytes of numbers, its size, behind a header of {header:,}.")
+    note = low_bits_note(exported.policy.values("weight_bits").values())
+    if note is not None:
+        print(note)
 
 
 if __name__ == "__main__":

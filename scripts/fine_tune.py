@@ -1,7 +1,7 @@
 """Fine-tune the best network of a run, taught by the original, and export it."""
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
@@ -24,11 +24,15 @@ from amc.training import Epoch, Recipe
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console
 from scripts.cli import run as run_script
+from scripts.few_labels_tuning import FewLabelsOptions, Place, tune_with_few_labels
 from scripts.progress import print_table
 
 CHECKPOINT_FILE, FIGURES_FILE = "checkpoint.safetensors", "fine_tune.json"
 # What may differ between an interrupted fine-tuning and the one that continues it.
-FREE_TO_CHANGE = {"run", "out", "force", "resume"}
+FREE_TO_CHANGE = {"run", "out", "force", "resume", "few"}
+# The options of a fine-tuning that a training on few labels has too.
+SHARED_WITH_FEW_LABELS = {"out", "seed", "force", "resume", "few"}
+FEW_LABELS_FOLDER = Path("runs/few_labels")
 FAILURES = {
     "failed": "computes something else than the network in PyTorch: do not deploy it",
     "reported": "is too far from the original's accuracy for a bound on its agreement",
@@ -39,10 +43,10 @@ FAILURES = {
 class FineTune:
     """Options of the fine-tuning."""
 
-    run: Path
-    """Run directory of a search; its best policy is fine-tuned."""
+    run: Path | None = None
+    """Run directory of a search; its best policy is fine-tuned. Not with --labels."""
     out: Path | None = None
-    """Folder to write to; fine_tuned in the run directory by default."""
+    """Folder to write to; fine_tuned in the run directory by default, with --labels runs/few_labels."""
     epochs: int = DEFAULT_RECIPE.epochs
     """Passes over the training images."""
     batch_size: int = DEFAULT_RECIPE.batch_size
@@ -69,11 +73,14 @@ class FineTune:
     """Overwrite what an earlier fine-tuning wrote, and an unfinished one."""
     resume: bool = False
     """Continue from the checkpoint that is written after every epoch."""
+    few: FewLabelsOptions = field(default_factory=FewLabelsOptions)
 
     @property
     def folder(self) -> Path:
         """The folder to write to."""
-        return self.out or self.run / "fine_tuned"
+        if self.out is not None:
+            return self.out
+        return FEW_LABELS_FOLDER if self.run is None else self.run / "fine_tuned"
 
     @property
     def checkpoint(self) -> Path:
@@ -104,10 +111,40 @@ class FineTune:
 
 
 def main(options: FineTune) -> None:
-    """Fine-tune the best network of a run, taught by the original, and export it."""
+    """Fine-tune the best network of a run, taught by the original; or train a network on few labels."""
+    if options.few.labels is not None:
+        check_few_labels(options)
+        tune_with_few_labels(options.few, Place(options.folder, options.seed, options.force, options.resume))
+    elif options.run is None:
+        raise UserError("Pass --run FOLDER, the run to fine-tune, or --labels N to train on few labels.")
+    elif options.few.changed():
+        raise UserError(f"{options.few.changed()[0]} belongs to --labels, a training on few labels.")
+    else:
+        tune_run(options, options.run)
+
+
+def check_few_labels(options: FineTune) -> None:
+    """Refuse what a training on few labels does not know.
+
+    Raises:
+        UserError: a run was named, whose policy and teacher have seen labels, or an option has no meaning.
+    """
+    if options.run is not None:
+        raise UserError(
+            "The policy of a run has been judged with more labels than --labels gives: pass --model and "
+            "--width in the place of --run."
+        )
+    names = (each.name for each in fields(FineTune) if each.name not in SHARED_WITH_FEW_LABELS)
+    given = [name for name in names if getattr(options, name) != getattr(FineTune(), name)]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} has no meaning with --labels.")
+
+
+def tune_run(options: FineTune, folder: Path) -> None:
+    """Fine-tune the best network of a run."""
     recipe, _ = options.recipe, options.distillation  # refuses bad values before the data are read
     check_output(options)
-    run = load_run(options.run)
+    run = load_run(folder)
     try:
         options = replace(options, alpha=teachers_share(run.task, options))
         tune(run, run.best_policy, options, recipe, options.distillation)

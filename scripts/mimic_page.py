@@ -1,39 +1,22 @@
-"""The page of the mimic results: tables of whatever rows there are."""
+"""The section of the mimic results: tables of whatever rows there are."""
 
 import statistics
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from amc.errors import UserError
 from amc.recovery.mimic import MODES
-from scripts.cli import run
-from scripts.mimic_comparison import Row, by_seed
+from scripts.mimic_comparison import Row, by_seed, comparisons
 from scripts.mimic_results import SETTINGS, plan
-from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_page import markdown_table
 
 
-@dataclass(frozen=True)
-class MimicPage:
-    """Options of the page."""
-
-    figures: Path = Path("docs/results/mimic.json")
-    """What scripts/mimic_results.py has written; the page goes beside it."""
-
-
-def main(options: MimicPage) -> None:
-    """Write the page of the mimic results from the figures."""
-    found = read_figures(options.figures)
-    rows: list[Row] = list(found.get("rows", {}).values())
-    if not rows:
-        raise UserError(f"{options.figures} has no rows yet: scripts/mimic_results.py makes them.")
-    parts = ["# Quantization mimic, measured", *overview(rows), *networks(rows), *pairs(found["paired"])]
-    write_page(options.figures.with_suffix(".md"), parts)
-    print(options.figures.with_suffix(".md"))
+def section(rows: list[Row]) -> list[str]:
+    """The parts of the section, from its rows in `tasks.json`."""
+    return [
+        "## Detection and quantization mimic",
+        *overview(rows),
+        *networks(rows),
+        *pairs(comparisons(rows)),
+    ]
 
 
 def overview(rows: Sequence[Row]) -> list[str]:
@@ -47,8 +30,8 @@ def overview(rows: Sequence[Row]) -> list[str]:
         "paper: 58.2 % for mimic, 62.1 % for quantized mimic). Students of one seed start from the same "
         "weights and see the same batches.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
-        "`python -m scripts.mimic_results --data-root FOLDER` makes the missing ones; "
-        "`python -m scripts.mimic_page` writes this page from them.",
+        "`python -m scripts.mimic_results --data-root FOLDER` makes the missing ones, and "
+        "each row in `tasks.json` names its own command.",
     ]
 
 
@@ -65,7 +48,7 @@ def networks(rows: Sequence[Row]) -> list[str]:
             if values[0]:
                 table.append([f"{data}, {mode}", len(values[0]), *map(spread, values)])
     headings = ["data, network", "seeds", "mAP", "AP50", "matching"]
-    return ["## Detectors", markdown_table(headings, table)]
+    return ["### Detectors", markdown_table(headings, table)]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -89,8 +72,4 @@ def pairs(paired: Sequence[Row]) -> list[str]:
         for row in paired
     ]
     headings = ["data, metric", "pair", "seeds", "points (95 % interval)", "verdict"]
-    return ["## Paired differences", markdown_table(headings, table) if table else "*Not measured yet.*"]
-
-
-if __name__ == "__main__":
-    run(main)
+    return ["### Paired differences", markdown_table(headings, table) if table else "*Not measured yet.*"]

@@ -33,9 +33,9 @@ from amc.training import Epoch, Loss, Recipe, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console
 from scripts.cli import run as run_script
-from scripts.mimic_comparison import comparisons
-from scripts.results_runner import Rows, Runner
+from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary
 
+SECTION = "detection"
 SEEDS = tuple(range(5))
 TEACHER_WIDTH, STUDENT_WIDTH = 1.0, 0.125
 
@@ -67,7 +67,7 @@ class MimicResults:
     """Make the rows whose names match this shell pattern, as in 'student/bccd/*'."""
     list: bool = False
     """Only say which rows there are, which are done, and how long those took."""
-    out: Path = Path("docs/results/mimic.json")
+    out: Path = TASKS_FILE
     """Figures file; every finished row is written at once."""
     runs: Path = Path("runs/mimic")
     """Where weights and unfinished trainings are kept."""
@@ -120,15 +120,16 @@ class Spec:
 
 def main(options: MimicResults) -> None:
     """Make the missing rows of the mimic results, in order; may be cut anywhere and repeated."""
-    runner = Runner[Spec](
+    runner = TaskRunner[Spec](
         options.out,
         key=lambda spec: spec.name,
         make=lambda spec: (
             teacher_row(options, spec) if spec.part == "teacher" else student_row(options, spec)
         ),
         about=lambda spec: {"command": f"python -m scripts.mimic_results --only '{spec.name}'"},
-        summary=summary,
+        summary=no_summary,
         prepare=lambda missing: prepare(options, missing),
+        section=SECTION,
     )
     runner.run(runner.chosen(plan(), options.only), options.list)
 
@@ -242,11 +243,6 @@ def figures(model: nn.Module, task: DetectionTask, width: float) -> dict[str, An
         "mAP_reward": reward.coco,
         "AP50_reward": reward.half,
     }
-
-
-def summary(rows: Rows) -> dict[str, Any]:
-    """The entries of the figures file that others read."""
-    return {"paired": comparisons(list(rows.values()))}
 
 
 if __name__ == "__main__":

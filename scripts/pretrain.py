@@ -37,7 +37,8 @@ class Pretrain:
     """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory; with
     boxes: shapes, voc."""
     task: str = "classification"
-    """Loss and score: classification, detection, or package.module:factory."""
+    """Loss and score: classification, detection, retrieval (networks named as in digitsnet-pqn24), or
+    package.module:factory."""
     data_root: Path = Path("data")
     """Folder that holds cifar-10-batches-py, or data in VOC's layout."""
     side: int | None = None

@@ -6,7 +6,7 @@ is tuned at each of them. The densities of the layers keep the proportions that 
 """
 
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ BISECTIONS = 40
 class PruneIteratively(FineTune):
     """Options; --epochs are those of each stage."""
 
+    run: Path = field()
+    """Run directory of a search; its best policy is pruned."""
     stages: tuple[int, ...] = (50, 35, 25)
     """Percent of all weights that are left at each stage, falling; the policy of the run is the last one."""
 

@@ -127,7 +127,7 @@ def middle_policy(network: Network, weight_bits: int, activation_bits: int) -> C
 
 def weight_figures(model: fx.GraphModule) -> dict[str, float]:
     """Stored bits for each quantized weight, and the squared error relative to the weights' squares."""
-    pairs = list(_quantized(model))
+    pairs = list(quantized_layers(model))
     elements = sum(weight.numel() for weight, _ in pairs)
     stored = sum(quantizer.quantize(weight).bytes for weight, quantizer in pairs)
     error = sum(float((quantizer(weight) - weight).square().sum()) for weight, quantizer in pairs)
@@ -135,7 +135,8 @@ def weight_figures(model: fx.GraphModule) -> dict[str, float]:
     return {"stored bits": round(8 * stored / elements, 2), "weight error": round(error / power, 4)}
 
 
-def _quantized(model: fx.GraphModule) -> Iterator[tuple[Tensor, WeightQuantizer]]:
+def quantized_layers(model: fx.GraphModule) -> Iterator[tuple[Tensor, WeightQuantizer]]:
+    """Weights with their quantizers."""
     for layer in model.modules():
         quantizer = getattr(layer, "quantizer", None)
         if isinstance(quantizer, WeightQuantizer) and isinstance(layer.weight, Tensor):

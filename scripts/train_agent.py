@@ -9,7 +9,9 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from agents.compress import finish
-from agents.config import AgentConfig, SearchConfig
+from agents.config import AgentConfig, CoolingConfig, SearchConfig
+from agents.cooling_run import CooledRun
+from agents.ray_session import check_ray
 from agents.report_settings import quantizers, rounds, scoring, searcher
 from agents.run import Run, load_run, load_source, prepare_device, start_run
 from agents.run_config import RunConfig, SourceConfig, read_config
@@ -68,6 +70,9 @@ class TrainAgent:
     resume: Path | None = None
     """Continue this run directory with the settings stored in it; only --evaluations and --time-budget may
     be given anew. The exploration noise keeps falling over the evaluations that the run was started with."""
+    address: str | None = None
+    """Ray cluster, host:6379 or auto, whose machines run the workers (extra cluster); the evaluations are
+    those of as many workers here, and a run may go on elsewhere than it began."""
     dry_run: bool = False
     """Only show what would be searched: groups, frozen layers, smallest budget, seconds per evaluation."""
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -78,11 +83,13 @@ class TrainAgent:
     """Who searches."""
     search: SearchOptions = field(default_factory=SearchOptions)
     """For how long."""
+    cooling: CoolingConfig = field(default_factory=CoolingConfig)
+    """In rounds, or at once."""
 
     @property
     def config(self) -> RunConfig:
         """The part that is stored with the run."""
-        return RunConfig(self.source, self.problem, self.agent, self.search.config)
+        return RunConfig(self.source, self.problem, self.agent, self.search.config, self.cooling)
 
     @property
     def folder(self) -> Path:
@@ -91,7 +98,8 @@ class TrainAgent:
         if self.problem.goal == "cost":
             wanted.append(f"min-{self.problem.minimize}")
         model = self.source.model.replace(":", ".")
-        parts = (model, *wanted, self.agent.algorithm, f"seed{self.agent.seed}")
+        rounds = [self.cooling.cooling] if self.cooling.is_on else []
+        parts = (model, *wanted, self.agent.algorithm, *rounds, f"seed{self.agent.seed}")
         return self.runs / (self.name or "-".join(parts))
 
 
@@ -100,7 +108,10 @@ def main(options: TrainAgent) -> None:
     if options.dry_run:
         dry_run(options)
         return
+    if options.address is not None:
+        check_ray("--address")
     run = start(options) if options.resume is None else resume(options, options.resume)
+    run.address = options.address
     try:
         for note in run.problem.notes:
             print(note)
@@ -140,6 +151,7 @@ def changed_options(options: TrainAgent, stored: RunConfig) -> list[str]:
         (options.problem, ProblemConfig(), stored.problem),
         (options.agent, AgentConfig(), stored.agent),
         (replace(options.search, evaluations=None, time_budget=None), SearchOptions(), stored.search),
+        (options.cooling, CoolingConfig(), stored.cooling),
     )
     return [
         "--" + setting.name.replace("_", "-")
@@ -151,6 +163,8 @@ def changed_options(options: TrainAgent, stored: RunConfig) -> list[str]:
 
 def search(run: Run) -> None:
     """Search under a progress bar, then print the before/after table."""
+    if isinstance(run, CooledRun):
+        run.announce = announce
     with SearchProgress(run.config.search.evaluations, run.log) as progress:
         compressed = finish(run, (progress,))
     print(f"search ended ({compressed.ending}) after {len(run.log)} evaluations")
@@ -164,6 +178,11 @@ def search(run: Run) -> None:
     if best is not None and best.latency_source == "unreliable":
         print("The machine was too busy for a reliable latency; measure again with scripts/benchmark.py.")
     print(f"best policy in {run.folder / 'policy.json'}")
+
+
+def announce(sentence: str) -> None:
+    """Print what a cooled search says between its rounds; the bar moves out of the way."""
+    print(sentence, file=sys.stderr)
 
 
 def left_out(network: Network, policy: CompressionPolicy) -> str:

@@ -23,9 +23,7 @@ from amc.decomposition.clustered_conv import (
 from amc.decomposition.clustered_file import (
     file_bytes,
     load_clustered,
-    pack_indices,
     save_clustered,
-    unpack_indices,
 )
 from amc.decomposition.clustered_kernels import (
     POSES,
@@ -34,6 +32,7 @@ from amc.decomposition.clustered_kernels import (
     pose_permutations,
     posed,
 )
+from amc.decomposition.index_packing import pack_indices, unpack_indices
 from amc.decomposition.operator import legal_amounts
 from amc.errors import UserError
 from amc.export import check_export, export_onnx

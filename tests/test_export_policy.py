@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from agents.run import load_run
-from amc.package import load_package
+from amc.package import file_bytes, load_package
+from amc.package_form import packed_form
 from amc.policy import CompressionPolicy
 from scripts import export_policy
 from scripts.cli import exit_code
@@ -53,7 +54,8 @@ def test_an_export_holds_everything_and_agrees_with_torch(run_folder: Path, tmp_
     model, rebuilt = run.evaluator.compressed(best), load_package(out, run.network)
     with torch.no_grad():
         expected = model(images)
-        assert torch.equal(rebuilt.module(images), expected)
+        assert torch.equal(rebuilt.module(images), packed_form(model, run.network)(images))
+    assert file_bytes(out / "model.safetensors")[1] == run.evaluator.costs_of(best)["size"]
     session = onnxruntime.InferenceSession(str(out / "model_int8.onnx"))
     classes = session.run(None, {"input": images.numpy()})[0].argmax(axis=1)
     assert np.mean(classes == expected.argmax(dim=1).numpy()) >= 0.95

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from amc.compress import ChannelPruning, apply
+from amc.decomposition.chain import Chain
 from amc.decomposition.filter_groups import FilterGroups, group_schedule
-from amc.decomposition.low_rank import Chain, ChannelSVD, Decomposition, SpatialSVD, truncated_svd
-from amc.decomposition.operator import AMOUNT, OperatorReplacement, legal_amounts
+from amc.decomposition.low_rank import ChannelSVD, Decomposition, SpatialSVD, truncated_svd
+from amc.decomposition.operator import AMOUNT, legal_amounts
+from amc.decomposition.registry import get_operator
+from amc.decomposition.replacement import OperatorReplacement
 from amc.decomposition.responses import Responses
 from amc.export import check_export, export_onnx
 from amc.export.tflite import export_tflite
@@ -29,7 +32,7 @@ SETTINGS = [
     {"padding": 2, "dilation": 2},
     {"padding": (0, 2), "kernel_size": (3, 5)},
 ]
-FULL_RANK = {"filter_groups": 12, "channel_svd": 12, "spatial_svd": 36}
+FULL_RANK = {"filter-groups": 12, "channel-svd": 12, "spatial-svd": 36}
 
 
 def conv_of(inputs: int = 12, outputs: int = 12, **settings: object) -> nn.Conv2d:
@@ -74,7 +77,7 @@ def moments_of(rows: Tensor) -> InputMoments:
 @pytest.mark.parametrize("operator", OPERATORS, ids=BY_NAME)
 def test_full_rank_reproduces_the_convolution(operator: Decomposition, settings: dict):
     conv = conv_of(**settings)
-    amount = 60 if operator.name == "spatial_svd" else FULL_RANK[operator.name]
+    amount = 60 if operator.name == "spatial-svd" else FULL_RANK[operator.name]
     with torch.no_grad():
         torch.testing.assert_close(operator.fit(conv, amount)(images()), conv(images()), atol=1e-5, rtol=1e-5)
 
@@ -156,7 +159,7 @@ def test_costs_equal_what_runs(operator: Decomposition, channels: tuple[int, int
     """13 inputs are no multiple of the group size, 3 are less than one group."""
     conv = conv_of(*channels, **settings)
     x = images(channels[0])
-    if operator.name == "spatial_svd" and settings == SETTINGS[2]:
+    if operator.name == "spatial-svd" and settings == SETTINGS[2]:
         pytest.skip("without padding the columns between are more than the formula knows")
     chain = operator.fit(conv, 4)
     cost = operator.cost(layer_of(conv, x), 4, *channels)
@@ -241,7 +244,7 @@ def net() -> nn.Module:
 def policy_of(
     network: Network, widths: dict[str, int], operators: dict[str, tuple[str, int]]
 ) -> CompressionPolicy:
-    """Widths and operators of some layers; `apply` refuses operators until the space knows them."""
+    """Widths and operators of some layers."""
     decisions = []
     for layer in network.layers:
         name, amount = operators.get(layer.name, ("original", 0))
@@ -258,8 +261,8 @@ def test_it_works_after_channel_pruning():
     space = Space(network, [WidthKnob()])
     pruned = apply(space.policy(space.table(policy_of(network, widths, {}))), network, [pruning])
     expected = pruned(x)
-    policy = policy_of(network, widths, {"3": ("filter_groups", 4), "6": ("filter_groups", 16)})
-    replacement = OperatorReplacement(OPERATORS, pruning.kept)
+    policy = policy_of(network, widths, {"3": ("filter-groups", 4), "6": ("filter-groups", 16)})
+    replacement = OperatorReplacement(pruning.kept)
     replacement.apply(pruned, network, policy)
     chain = pruned.get_submodule("3")
     assert isinstance(chain, Chain)
@@ -287,11 +290,11 @@ def test_fits_on_responses_see_the_original_inputs_of_a_pruned_layer():
     moments = input_moments(network, [x], positions=100)
     ranking = rank_channels(network, "l2") | {"0": torch.arange(12)}
     pruning = ChannelPruning(ranking)
-    policy = policy_of(network, {"0": 6}, {"3": ("channel_svd", 16)})
+    policy = policy_of(network, {"0": 6}, {"3": ("channel-svd", 16)})
     errors = []
     for known in ({}, moments):
         compressed = apply_pruning_only(network, pruning, {"0": 6})
-        OperatorReplacement(OPERATORS, pruning.kept, known).apply(compressed, network, policy)
+        OperatorReplacement(pruning.kept, known).apply(compressed, network, policy)
         with torch.no_grad():
             wanted, got = (m.get_submodule("3")(hidden) for m, hidden in hidden_of(model, compressed, x))
         errors.append(float((wanted - got).square().mean() / wanted.var()))
@@ -307,17 +310,17 @@ def hidden_of(model: nn.Module, compressed: nn.Module, x: Tensor) -> list[tuple[
 def test_a_fit_is_made_once_for_a_layer_an_amount_and_its_channels(monkeypatch: pytest.MonkeyPatch):
     network = trace(net(), torch.zeros(1, 3, 16, 16))
     pruning = ChannelPruning(rank_channels(network, "l2"))
-    operator = FilterGroups()
+    operator = get_operator("filter-groups")
     fits: list[int] = []
     original = operator.fit
     monkeypatch.setattr(
         operator, "fit", lambda conv, amount, *rest: fits.append(amount) or original(conv, amount, *rest)
     )
-    replacement = OperatorReplacement([operator], pruning.kept)
+    replacement = OperatorReplacement(pruning.kept)
     models = []
     for width, amount in ((12, 4), (12, 4), (12, 2), (8, 4), (12, 4)):
         models.append(apply_pruning_only(network, pruning, {"0": width}))
-        policy = policy_of(network, {"0": width}, {"3": ("filter_groups", amount)})
+        policy = policy_of(network, {"0": width}, {"3": ("filter-groups", amount)})
         replacement.apply(models[-1], network, policy)
     assert fits == [4, 2, 4]
     models.append(apply_pruning_only(network, pruning, {"0": 12}))
@@ -355,11 +358,11 @@ def replaced(operator: str) -> tuple[nn.Module, Tensor]:
     pruning = ChannelPruning(rank_channels(network, "l2"))
     pruning.apply(model, network, policy_of(network, {"0": 7}, {}))
     policy = policy_of(network, {"0": 7}, {"3": (operator, 4), "6": (operator, 4)})
-    OperatorReplacement(OPERATORS, pruning.kept).apply(model, network, policy)
+    OperatorReplacement(pruning.kept).apply(model, network, policy)
     return model, x
 
 
-@pytest.mark.parametrize("operator", ["filter_groups", "spatial_svd", "channel_svd"])
+@pytest.mark.parametrize("operator", ["filter-groups", "spatial-svd", "channel-svd"])
 def test_the_exported_file_folds_the_norm_into_the_last_factor(operator: str, tmp_path: Path):
     model, x = replaced(operator)
     exported = export_onnx(model, x, tmp_path / "model.onnx")
@@ -368,7 +371,7 @@ def test_the_exported_file_folds_the_norm_into_the_last_factor(operator: str, tm
         assert figures.relative_error < 1e-4
 
 
-@pytest.mark.parametrize("operator", ["filter_groups", "spatial_svd"])
+@pytest.mark.parametrize("operator", ["filter-groups", "spatial-svd"])
 def test_the_tflite_file_computes_the_same(operator: str, tmp_path: Path):
     pytest.importorskip("ai_edge_litert.interpreter")
     model, x = replaced(operator)

@@ -23,7 +23,7 @@ from amc.recovery.mimic import (
 )
 from amc.tasks import DetectionTask
 from amc.training import Recipe, fit
-from scripts import mimic_page, mimic_results
+from scripts import mimic_results, tasks_page
 from scripts.cli import exit_code
 from scripts.mimic_comparison import comparisons
 
@@ -226,18 +226,23 @@ def test_rows_are_made_once_and_shown(data, tmp_path, monkeypatch, capsys):
     given = ["--out", str(out), "--runs", str(tmp_path / "runs"), "--only", "*/shapes*", "--device", "cpu"]
     monkeypatch.setattr(mimic_results, "SEEDS", (0, 1))
     assert exit_code(mimic_results.main, given) == 0
-    figures = json.loads(out.read_text())
+    rows = {row["name"]: row for row in json.loads(out.read_text())["detection"]}
     names = [f"student/shapes/{mode}/{seed}" for seed in (0, 1) for mode in ("alone", "mimic", "quantized")]
-    assert list(figures["rows"]) == ["teacher/shapes", *names]
-    assert "matching" not in figures["rows"]["student/shapes/alone/0"]
-    assert 0 < figures["rows"]["student/shapes/quantized/1"]["matching"] < 1
-    assert {row["verdict"] for row in figures["paired"]} <= {"higher", "lower", "no difference"}
+    assert list(rows) == ["teacher/shapes", *names]
+    assert "matching" not in rows["student/shapes/alone/0"]
+    assert 0 < rows["student/shapes/quantized/1"]["matching"] < 1
+    assert {row["verdict"] for row in comparisons(list(rows.values()))} <= {
+        "higher",
+        "lower",
+        "no difference",
+    }
     assert not list((tmp_path / "runs").glob("*.checkpoint"))
     capsys.readouterr()
     assert exit_code(mimic_results.main, [*given, "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["done"] * 7
-    assert exit_code(mimic_page.main, ["--figures", str(out)]) == 0
-    assert "## Paired differences" in out.with_suffix(".md").read_text()
+    assert exit_code(tasks_page.main, ["--figures", str(out)]) == 0
+    page = out.with_suffix(".md").read_text()
+    assert "## Detection and quantization mimic" in page and "### Paired differences" in page
 
 
 def test_rows_without_data_are_refused(tmp_path, capsys):

@@ -159,8 +159,8 @@ def test_unknown_model_names_the_closest():
 
 
 def test_width_where_there_is_none_is_refused():
-    with pytest.raises(UserError, match="'resnet20' has no width multiplier"):
-        build_model("resnet20", width=0.5)
+    with pytest.raises(UserError, match="'resnet32' has no width multiplier"):
+        build_model("resnet32", width=0.5)
     with pytest.raises(UserError, match=r"lie in \(0, 16\], not at 0"):
         build_model("vgg16", width=0)
 

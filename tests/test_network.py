@@ -200,12 +200,33 @@ def test_channel_padding_in_every_spelling(style):
 # ---- what cannot be pruned ------------------------------------------------------------------------------
 
 
-def test_grouped_convolution_is_frozen_with_its_reason_and_the_rest_goes_on():
+def test_channels_around_a_grouped_convolution_go_in_units_of_its_groups():
+    model = nn.Sequential(conv_bn(3, 8), conv_bn(8, 12, groups=2), conv_bn(12, 6), head(6))
+    network = trace(model, IMAGE)
+    assert set(network.frozen_reasons()) == {"3.2"}
+    units = {group.name: group.units.tolist() for group in network.groups if group.units is not None}
+    assert units["0.0"] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert units["1.0"] == [[n, n + 6] for n in range(6)]
+    assert members(network, "0.0")[("1.0", "in")] == [[0], [1], [2], [3]] * 2
+
+
+def test_a_grouped_convolution_that_reads_a_concatenation_is_frozen_with_its_reason():
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = conv_bn(3, 4), conv_bn(3, 4)
+            self.grouped, self.head = conv_bn(8, 8, groups=2), head(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.grouped(torch.cat([self.left(x), self.right(x)], dim=1)))
+
+    reasons = trace(Joined(), IMAGE).frozen_reasons()
+    assert reasons["left.0"] == "a convolution in groups reads it together with others"
+
+
+def test_layers_of_a_grouped_convolution():
     model = nn.Sequential(conv_bn(3, 8), conv_bn(8, 8, groups=2), conv_bn(8, 6), head(6))
     network = trace(model, IMAGE)
-    reasons = network.frozen_reasons()
-    assert set(reasons) == {"0.0", "1.0", "3.2"}
-    assert reasons["0.0"] == reasons["1.0"] == "1.0 is a convolution in 2 groups"
     grouped = network.layer("1.0")
     assert (grouped.in_channels, grouped.macs) == (4, 4 * 8 * 9 * 64)
 

@@ -179,7 +179,7 @@ def test_the_reward_split_is_unseen_unless_asked(tmp_path, monkeypatch):
     ("arguments", "said"),
     [
         (["--model", "digitnet"], "did you mean 'digitsnet'?"),
-        (["--model", "resnet20", "--side", "16", "--width", "2"], "has no width multiplier"),
+        (["--model", "resnet32", "--side", "16", "--width", "2"], "has no width multiplier"),
         (["--model", "vgg16", "--side", "16"], "fails on an image of 1 x 16 x 16"),
         (["--data", "cifar10", "--side", "32", "--data-root", "absent"], "CIFAR-10 was looked for in absent"),
         (["--epochs", "-1"], "0 or more epochs"),

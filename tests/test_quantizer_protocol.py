@@ -16,6 +16,7 @@ from amc.knobs import BITS, BitsKnob, WidthKnob
 from amc.models import build_model
 from amc.network import Network, trace
 from amc.package import Architecture, Package, kept_by, load_package, save_package
+from amc.package_form import packed_form
 from amc.policy import CompressionPolicy, LayerDecision
 from amc.quantization.bit_packing import pack, unpack
 from amc.quantization.modules import ActivationQuantizer, with_quantized_weight
@@ -74,12 +75,13 @@ def test_a_layer_that_is_left_out_stores_nothing(name):
     assert WEIGHT_QUANTIZERS[name].stored_bytes(nothing, nothing, np.array([4]))[0] == 0
 
 
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_the_charge_never_falls_with_bits_or_weights(name):
+def test_the_charge_never_falls_with_bits_or_weights(name, normed):
     """Otherwise a policy could end above the budget that bounded it step by step."""
     channels, inputs = np.meshgrid(np.arange(1.0, 40), np.arange(2.0, 60))
     bits = np.array([2, 3, 4, 5, 6, 7, 8, 32]).reshape(-1, 1, 1)
-    charged = WEIGHT_QUANTIZERS[name].charged_bytes(channels * inputs, channels, bits)
+    charged = WEIGHT_QUANTIZERS[name].charged_bytes(channels * inputs, channels, bits, normed)
     for axis in range(3):
         assert (np.diff(charged, axis=axis) >= 0).all()
 
@@ -186,7 +188,9 @@ def test_size_is_what_the_layers_store(name, traced):
     layers = [part for part in model.modules() if isinstance(getattr(part, "quantizer", None), Quantizer)]
     stored = sum(layer.quantizer.quantize(layer.weight).bytes for layer in layers)
     folded_biases = sum(layer.weight.shape[0] for layer in layers)
-    assert costs["size"].of(space.table(policy)) == stored + 4 * folded_biases
+    normed = sum(layer.out_channels for layer in network.layers if layer.norm)
+    factors = 0 if WEIGHT_QUANTIZERS[name].absorbs else normed  # no codebook takes in a factor a channel
+    assert costs["size"].of(space.table(policy)) == stored + 4 * (folded_biases + factors)
 
 
 def test_bit_operations_count_operands_as_they_are_multiplied(traced):
@@ -243,7 +247,7 @@ def test_a_package_gives_the_same_logits(names, tmp_path, traced):
     path = save_package(tmp_path, Package(model, policy, kept, architecture), network)
     loaded = load_package(path, network).module
     assert quantizers_of(loaded) == names
-    assert torch.equal(loaded(images), model(images))
+    assert torch.equal(loaded(images), packed_form(model, network)(images))
 
 
 @pytest.mark.parametrize("name", FOREIGN)

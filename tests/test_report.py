@@ -271,9 +271,14 @@ def test_runs_are_compared(tmp_path: Path):
     second = make_run(tmp_path / "b" / "run", (0.60, 0.62), random)
     unfinished = make_run(tmp_path / "c", ())
     written = write_report([first, second, unfinished, first])
-    assert [path.name for path in written] == ["comparison.html", "comparison-curve.png"]
+    assert [path.name for path in written] == [
+        "comparison.html",
+        "comparison-curve.png",
+        "comparison-pareto.png",
+    ]
     page = Page(written[0].read_text())
     assert "3 searches compared" in page.text and not page.open
+    assert page.cells[page.cells.index("td3") : page.cells.index("td3") + 3] == ["td3", "3, 3", "60.00 %"]
     start = page.cells.index(str(first))
     expected = ["td3, seed 3", "4", "60.00 %", "70.00 %", "+10.00 points", "4.00 MMACs", "8.00 kB"]
     assert page.cells[start + 1 : start + 8] == expected

@@ -130,6 +130,35 @@ def test_without_a_feasible_point_the_probability_of_one_is_maximised():
 
 
 @needs_botorch
+def test_a_noisy_constraint_is_smoothed_and_not_believed_point_by_point():
+    inputs, outcomes = quadratic(60)
+    noisy = outcomes.copy()
+    noisy[:, 1] += np.random.default_rng(2).normal(0.0, 0.15, len(noisy))
+    misread = inputs[(outcomes[:, 1] > 0.05) & (noisy[:, 1] < 0.0)]
+    assert len(misread) > 0
+    surrogate = Surrogate(inputs, noisy)
+    low, high = -np.ones(2), np.ones(2)
+    starts = np.random.default_rng(1).uniform(low, high, (64, 2))
+    best = maximise(surrogate.acquisition(), starts, low, high)[0]
+    assert best == pytest.approx([0.0, 0.0], abs=0.25)
+    noise = surrogate.parameters[:, 0]
+    assert noise[1] > 0.01 > noise[0]
+
+
+@needs_botorch
+def test_a_slack_constraint_changes_nothing_and_a_hopeless_one_leaves_no_improvement():
+    inputs, outcomes = quadratic(25)
+    points = torch.from_numpy(np.random.default_rng(3).uniform(0, 1, (16, 1, 2)))
+    slack = np.stack([outcomes[:, 0], outcomes[:, 1] - 50.0], axis=1)
+    free = Surrogate(inputs, slack[:, :1]).acquisition()
+    bounded, limited = (Surrogate(inputs, each).acquisition() for each in (slack, outcomes))
+    with torch.no_grad():
+        assert torch.allclose(free(points), bounded(points), atol=1e-6)
+        far, near = (limited(torch.tensor([[[(x + 1) / 2, 0.5]]], dtype=torch.float64)) for x in (0.9, -0.05))
+        assert far.item() < near.item() - 10.0
+
+
+@needs_botorch
 def test_an_open_proposal_is_not_proposed_again():
     inputs, outcomes = quadratic(8)
     surrogate = Surrogate(inputs, outcomes[:, :1])

@@ -77,6 +77,18 @@ def parse_budget(text: str, costs: Mapping[str, Cost], original: Mapping[str, fl
     return Budget(costs[name], min(limit, original[name]), original[name])
 
 
+def fit_together(budgets: Sequence[Budget], partial: Partial) -> bool:
+    """Whether one of the completions that are the cheapest of some budget keeps all budgets.
+
+    Without operators all of them are the same; an operator may be the cheapest in bytes and not in MACs.
+    Deciding what such a completion has leaves it the cheapest, so it stays open to the end of an episode.
+    """
+    completions = [budget.cost.cheapest(partial) for budget in budgets]
+    return not budgets or any(
+        all(budget.cost.of(table) <= budget.limit for budget in budgets) for table in completions
+    )
+
+
 def check_reachable(budgets: Sequence[Budget], space: Space) -> None:
     """Refuse budgets below what the smallest legal network costs.
 
@@ -84,6 +96,7 @@ def check_reachable(budgets: Sequence[Budget], space: Space) -> None:
         UserError: names the smallest value that can be reached.
     """
     smallest = space.empty()
+    unreachable_together = space.chooses and not fit_together(budgets, smallest)
     for budget in budgets:
         least = budget.cost.lower_bound(smallest)
         if least > budget.limit:
@@ -92,3 +105,5 @@ def check_reachable(budgets: Sequence[Budget], space: Space) -> None:
                 f"cannot be reached: the smallest legal network costs {least:.6g} "
                 f"({least / budget.original:.3g} of the original)."
             )
+    if unreachable_together:
+        raise UserError("No network that could be found keeps all of the budgets together.")

@@ -9,20 +9,24 @@ from typing import Protocol
 
 import numpy as np
 
+from amc.costs.replaced import ReplacedLayers
+from amc.decomposition.operator import OperatorCost
 from amc.errors import UserError
-from amc.graph import ChannelPad
+from amc.graph import ChannelPad, FixedStage
 from amc.groups import COMPRESSIBLE, NORMS
-from amc.network import Network
+from amc.network import Layer, Network
+from amc.own_tensors import own_tensors
+from amc.quantization.protocol import Quantizer
 from amc.quantization.registry import QuantizerNames, activation_quantizer, weight_quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import Partial, Space
 
 FLOAT_BYTES = 4
 KNOBS_OF = {
-    "macs": ("block", "width"),
-    "params": ("block", "width"),
-    "size": ("block", "width", "weight_bits"),
-    "bops": ("block", "width", "weight_bits", "activation_bits"),
+    "macs": ("block", "operator", "amount", "width"),
+    "params": ("block", "operator", "amount", "width"),
+    "size": ("block", "operator", "amount", "width", "weight_bits"),
+    "bops": ("block", "operator", "amount", "width", "weight_bits", "activation_bits"),
     "nonzeros": ("block", "density"),
 }
 """The knobs that a cost brings to life; widths count in all where another cost has made them alive."""
@@ -45,6 +49,9 @@ class Cost(Protocol):
     def upper_bound(self, partial: Partial) -> float:
         """No completion of `partial` costs more."""
 
+    def cheapest(self, partial: Partial) -> np.ndarray:
+        """A completion that costs the lower bound, int64 [points, knobs]."""
+
 
 class Geometry:
     """How the widths of a network's groups become the shapes of its layers.
@@ -63,16 +70,19 @@ class Geometry:
         self.kernel = np.array([float(layer.kernel) for layer in network.layers])
         self.has_bias = np.array([float(layer.has_bias) for layer in network.layers])
         self.folded = np.array([float(layer.has_bias or bool(layer.norm)) for layer in network.layers])
+        self.normed = np.array([bool(layer.norm) for layer in network.layers])
         norm_sizes = _norm_sizes(network)
         norm_row = {name: row for row, name in enumerate(norm_sizes)}
         self._norms = np.zeros((len(norm_sizes), count))
         self._norms_constant = np.array([float(size) for size in norm_sizes.values()])
         folded_norms = {layer.norm for layer in network.layers}
         self._standing = np.array([float(name not in folded_norms) for name in norm_sizes])
+        affine = [_affine(network, name) for name in norm_sizes]
+        self._affine = np.array(affine, dtype=float)
         block_of = _block_of_module(network)
         self._layer_block = np.array([block_of.get(layer.name, -1) for layer in network.layers])
         self._norm_block = np.array([block_of.get(name, -1) for name in norm_sizes], dtype=int)
-        self._other = _other_parameters(network, block_of)
+        self._other = _other_tensors(network, block_of)
         for group in network.groups:
             column = space.row(group.name)
             for member in group.members:
@@ -80,8 +90,9 @@ class Geometry:
                 if member.side == "in":
                     if not isinstance(network.module.get_submodule(member.module), ChannelPad):
                         row = space.row(member.module)
-                        self.matrix[row, column] += member.repeats
-                        self.constant[row] -= taken
+                        shared = network.layer_groups(member.module)
+                        self.matrix[row, column] += member.repeats / shared
+                        self.constant[row] -= taken / shared
                 elif member.module in norm_sizes:
                     self._norms[norm_row[member.module], column] += member.repeats
                     self._norms_constant[norm_row[member.module]] -= taken
@@ -98,19 +109,21 @@ class Geometry:
 
     def inputs(self, table: np.ndarray) -> np.ndarray:
         """Input channels of every layer, 1 for a depthwise one; float64 [points]."""
-        return self.constant + self.matrix @ table[:, self.space.column("width")].astype(float)
+        inputs = self.constant + self.matrix @ table[:, self.space.column("width")].astype(float)
+        return np.rint(inputs)  # a third is no float
 
     def norm_channels(self, table: np.ndarray) -> tuple[float, float]:
-        """Channels of all batch norms, and of those that are not folded into a layer."""
+        """Channels of all batch norms with parameters, and of those that are not folded into a layer."""
         channels = self._norms_constant + self._norms @ table[:, self.space.column("width")]
         present = self._present(table)
         channels = channels if present is None else channels * present[self._norm_block]
-        return float(channels.sum()), float(channels @ self._standing)
+        return float(channels @ self._affine), float(channels @ self._standing)
 
-    def other_parameters(self, table: np.ndarray) -> float:
-        """Elements of parameters whose number no width changes, such as those of a PReLU."""
+    def other(self, table: np.ndarray) -> tuple[float, float]:
+        """Elements of parameters that no width changes, such as a PReLU's, and bytes with their buffers."""
         present = self._present(table)
-        return float(self._other.sum() if present is None else self._other @ present)
+        elements, size = self._other.sum(axis=0) if present is None else present @ self._other
+        return float(elements), float(size)
 
     def _present(self, table: np.ndarray) -> np.ndarray | None:
         """1 for each residual block that is kept, 0 for one that is not, and a last 1; None if all are."""
@@ -132,15 +145,21 @@ def _inputs(network: Network, row: int) -> int:
 
 def _norm_sizes(network: Network) -> dict[str, int]:
     modules = network.module.named_modules()
-    return {name: m.num_features for name, m in modules if isinstance(m, NORMS) and m.affine}
+    return {name: m.num_features for name, m in modules if isinstance(m, NORMS)}
 
 
-def _other_parameters(network: Network, block_of: Mapping[str, int]) -> np.ndarray:
-    """By residual block, and last those outside of any; float64 [blocks + 1]."""
-    totals = np.zeros(len(network.blocks) + 1)
+def _affine(network: Network, norm: str) -> bool:
+    return bool(network.module.get_submodule(norm).affine)
+
+
+def _other_tensors(network: Network, block_of: Mapping[str, int]) -> np.ndarray:
+    """Parameters, and bytes with buffers, by residual block, last outside of any; float64 [blocks + 1, 2]."""
+    totals = np.zeros((len(network.blocks) + 1, 2))
     for name, module in network.module.named_modules():
-        if not isinstance(module, COMPRESSIBLE + NORMS) and not isinstance(module, ChannelPad):
-            totals[block_of.get(name, -1)] += sum(p.numel() for p in module.parameters(recurse=False))
+        if not isinstance(module, (*COMPRESSIBLE, *NORMS, ChannelPad, FixedStage, Quantizer)):
+            parameters = sum(p.numel() for p in module.parameters(recurse=False))
+            size = sum(tensor.numel() * tensor.element_size() for tensor in own_tensors(module))
+            totals[block_of.get(name, -1)] += parameters, size
     return totals
 
 
@@ -171,51 +190,106 @@ class SymbolicCost:
         self._weights = weight_quantizer(names.weights)
         self._weight_operand = _operand_bits(self._weights.operand_bits)
         self._input_operand = _operand_bits(activation_quantizer(names.activations).operand_bits)
-        self._formula: Callable[[np.ndarray], float] = getattr(self, f"_{name}")
+        self._layers: Callable[[np.ndarray], np.ndarray] = getattr(self, f"_{name}")
+        self._rest: Callable[[np.ndarray], float] = getattr(self, f"_{name}_rest")
+        self.replaced = ReplacedLayers(space, getattr(self, f"_{name}_price")) if space.chooses else None
 
     def of(self, table: np.ndarray) -> float:
         """The cost of a complete table [points, knobs]."""
-        return float(self._formula(table))
+        costs = self._layers(table)
+        if self.replaced is not None:
+            costs = self.replaced.of(costs, table, self.geometry.widths(table), self.geometry.inputs(table))
+        return float(costs.sum()) + self._rest(table)
 
     def lower_bound(self, partial: Partial) -> float:
         """Cost of the cheapest completion."""
-        return self.of(partial.filled(self.space.smallest))
+        return self._extreme(partial, self.space.smallest, most=False)[1]
 
     def upper_bound(self, partial: Partial) -> float:
         """Cost of the costliest completion."""
-        return self.of(partial.filled(self.space.largest))
+        return self._extreme(partial, self.space.largest, most=True)[1]
 
-    def _macs(self, table: np.ndarray) -> float:
-        return float(self.geometry.weights(table) @ self.geometry.pixels) + self.space.network.fixed_macs
+    def cheapest(self, partial: Partial) -> np.ndarray:
+        """The cheapest completion, int64 [points, knobs]."""
+        return self._extreme(partial, self.space.smallest, most=False)[0]
 
-    def _params(self, table: np.ndarray) -> float:
+    def _extreme(self, partial: Partial, rest: np.ndarray, most: bool) -> tuple[np.ndarray, float]:
+        table = self.space.completed(partial, rest)
+        costs = self._layers(table)
+        if self.replaced is not None:
+            widths, inputs = self.geometry.widths(table), self.geometry.inputs(table)
+            self.replaced.complete(partial, table, costs, widths, inputs, most)
+        return table, float(costs.sum()) + self._rest(table)
+
+    def _macs(self, table: np.ndarray) -> np.ndarray:
+        return self.geometry.weights(table) * self.geometry.pixels
+
+    def _macs_rest(self, table: np.ndarray) -> float:
+        return self.space.network.fixed_macs
+
+    def _macs_price(self, cost: OperatorCost, layer: Layer, outputs: int, *bits: int) -> float:
+        return cost.macs
+
+    def _params(self, table: np.ndarray) -> np.ndarray:
+        return self.geometry.weights(table)
+
+    def _params_rest(self, table: np.ndarray) -> float:
         geometry = self.geometry
         biases = geometry.widths(table) @ geometry.has_bias
         norms = 2 * geometry.norm_channels(table)[0]
-        return float(geometry.weights(table).sum() + biases + norms + geometry.other_parameters(table))
+        return float(biases + norms + geometry.other(table)[0])
 
-    def _size(self, table: np.ndarray) -> float:
-        """Weights as their quantizer stores them, biases with batch norm folded in; bytes."""
+    def _params_price(self, cost: OperatorCost, layer: Layer, outputs: int, *bits: int) -> float:
+        return cost.params - outputs * layer.has_bias
+
+    def _size(self, table: np.ndarray) -> np.ndarray:
+        """Bytes of the weights in a package (`amc.package`), as their quantizer stores them."""
         geometry = self.geometry
-        widths, elements = geometry.widths(table), geometry.weights(table)
         bits = table[:, self.space.column("weight_bits")]
-        weights = self._weights.charged_bytes(elements, widths, bits).sum()
-        standing = 2 * geometry.norm_channels(table)[1]
-        floats = widths @ geometry.folded + standing + geometry.other_parameters(table)
-        return float(weights + FLOAT_BYTES * floats)
+        weights, widths = geometry.weights(table), geometry.widths(table)
+        return self._weights.charged_bytes(weights, widths, bits, geometry.normed)
 
-    def _bops(self, table: np.ndarray) -> float:
-        """Sum of MACs x bits of a weight x bits of an activation, as they are multiplied."""
+    def _size_rest(self, table: np.ndarray) -> float:
+        """Biases with batch norm folded in, and what no width changes."""
+        geometry = self.geometry
+        floats = geometry.widths(table) @ geometry.folded + 2 * geometry.norm_channels(table)[1]
+        return float(FLOAT_BYTES * floats + geometry.other(table)[1])
+
+    def _size_price(
+        self, cost: OperatorCost, layer: Layer, outputs: int, weight_bits: int, input_bits: int
+    ) -> float:
+        """The norm behind the layer is that of the last part."""
+        if not cost.parts:
+            factors = layer.norm is not None  # of the norm, which codebooks cannot take in
+            return cost.size + FLOAT_BYTES * outputs * (factors - layer.has_bias)
+        weights = np.array([float(part.weights) for part in cost.parts])
+        channels = np.array([float(part.channels) for part in cost.parts])
+        normed = np.array([False] * (len(cost.parts) - 1) + [layer.norm is not None])
+        bits = np.full(len(cost.parts), weight_bits)
+        return float(self._weights.charged_bytes(weights, channels, bits, normed).sum())
+
+    def _bops(self, table: np.ndarray) -> np.ndarray:
+        """MACs x bits of a weight x bits of an activation, as they are multiplied."""
         weights = self._weight_operand[table[:, self.space.column("weight_bits")]]
         inputs = self._input_operand[table[:, self.space.column("activation_bits")]]
-        fixed = self.space.network.fixed_macs * NOT_QUANTIZED**2
-        return float(self.geometry.weights(table) * weights * inputs @ self.geometry.pixels) + fixed
+        return self._macs(table) * weights * inputs
 
-    def _nonzeros(self, table: np.ndarray) -> float:
+    def _bops_rest(self, table: np.ndarray) -> float:
+        return self.space.network.fixed_macs * NOT_QUANTIZED**2
+
+    def _bops_price(
+        self, cost: OperatorCost, layer: Layer, outputs: int, weight_bits: int, input_bits: int
+    ) -> float:
+        return float(cost.macs * self._weight_operand[weight_bits] * self._input_operand[input_bits])
+
+    def _nonzeros(self, table: np.ndarray) -> np.ndarray:
         """Weights of layers that are not zero, as `amc.pruning.fine_grained.kept_weights` counts them."""
         total = self.geometry.weights(table)
         kept = np.floor(total * table[:, self.space.column("density")] / 100)
-        return float(np.maximum(kept, np.minimum(total, 1.0)).sum())
+        return np.maximum(kept, np.minimum(total, 1.0))
+
+    def _nonzeros_rest(self, table: np.ndarray) -> float:
+        return 0.0
 
 
 def _operand_bits(of: Callable[[int], float]) -> np.ndarray:

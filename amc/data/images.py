@@ -1,6 +1,6 @@
 """Labelled images as one tensor a split, and the batches made of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -62,6 +62,15 @@ def hold_out(split: Split, count: int, seed: int = SPLIT_SEED) -> tuple[Split, S
         raise UserError(f"Cannot hold {count} images out of {len(split)}: both parts need at least one.")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return split.take(order[count:]), split.take(order[:count])
+
+
+def normalise_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn uint8 pixels [N, C, H, W] into float32, (x / 255 - mean) / std with one of each a channel."""
+    subtracted = torch.tensor(mean, device=images.device)[:, None, None]
+    divided = torch.tensor(std, device=images.device)[:, None, None]
+    # A new tensor and not images.float(), which would keep whatever layout the pixels lie in.
+    pixels = torch.empty(images.shape, device=images.device).copy_(images)
+    return pixels.div_(255).sub_(subtracted).div_(divided)
 
 
 @dataclass
@@ -126,11 +135,7 @@ class ImageData:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels [N, C, H, W] into what a network takes: float32, (x / 255 - mean) / std."""
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, device=images.device)[:, None, None]
-        # A new tensor and not images.float(), which would keep whatever layout the pixels lie in.
-        pixels = torch.empty(images.shape, device=images.device).copy_(images)
-        return pixels.div_(255).sub_(mean).div_(std)
+        return normalise_pixels(images, self.mean, self.std)
 
     def normalised(self, split: str, channels_last: bool = False) -> Tensor:
         """A whole split as float32 [N, C, H, W], computed once and kept.

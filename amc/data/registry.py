@@ -5,6 +5,7 @@ from pathlib import Path
 from amc.data.cifar10 import cifar10
 from amc.data.digits import digits
 from amc.data.folder import folder
+from amc.data.hugging_face import PREFIX, hugging_face
 from amc.data.images import ImageData
 from amc.data.shapes import shapes
 from amc.data.voc import voc
@@ -19,8 +20,9 @@ def load_data(name: str, data_root: Path | str | None = None, side: int | None =
     """Load a data set by name, folder or import path.
 
     Args:
-        name: `digits`, `cifar10`, `shapes`, `voc`, a folder with train and val, or `package.module:factory`;
-            such a factory is called with `data_root` and `side` where its signature names them, and returns
+        name: `digits`, `cifar10`, `shapes`, `voc`, a folder with train and val, `hf:NAME` (or `hf:FOLDER`) of
+            the datasets library, or `package.module:factory`; such a factory is called with `data_root` and
+            `side` where its signature names them, and returns
             `ImageData`.
         data_root: Where CIFAR-10 or the VOC folders lie; `data` by default.
         side: Height and width in pixels where the data set can be resized; None takes its default.
@@ -39,13 +41,16 @@ def load_data(name: str, data_root: Path | str | None = None, side: int | None =
         return shapes() if side is None else shapes(side)
     if name == "voc":
         return voc(root) if side is None else voc(root, side)
+    if name.startswith(PREFIX):
+        source = name.removeprefix(PREFIX)
+        return hugging_face(source) if side is None else hugging_face(source, side)
     if Path(name).is_dir():
         return folder(Path(name)) if side is None else folder(Path(name), side)
     if is_import_path(name):
         return _from_factory(name, root, side)
     raise UserError(
         f"There is no data set '{name}': choose {', '.join(NAMES)}, a folder that exists and holds train and "
-        "val, or package.module:factory."
+        "val, hf:NAME or package.module:factory."
     )
 
 

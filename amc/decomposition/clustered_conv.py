@@ -7,12 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from amc.decomposition.clustered_kernels import cluster_kernels, pose_permutations, posed
-from amc.decomposition.operator import FLOAT_BYTES, OperatorCost, convolution_obstacle
+from amc.decomposition.index_packing import pack_indices, unpack_indices
+from amc.decomposition.operator import (
+    FLOAT_BYTES,
+    Operator,
+    OperatorCost,
+    SelfPacking,
+    convolution_obstacle,
+)
 from amc.decomposition.responses import Responses
+from amc.errors import UserError
 from amc.network import Layer
 
 SCALE_BYTES = 2
 """Of an fp16 scale."""
+SAMPLE = 8192
+"""Kernels of a layer that centroids are looked for with; 32 for each of the most."""
+FURTHER_ITERATIONS = 1
+"""After centroids of the whole layer; assigning the kernels is nearly all of what a fit costs."""
 SEARCH_ITERATIONS = 20
 """Of a fit within a search: its cost falls by less than 1 % afterwards, and most of the time goes there."""
 
@@ -44,7 +56,7 @@ class Codebook(nn.Module):
         return table[index.long()].unflatten(-1, self.centroids.shape[1:])
 
 
-class ClusteredConv2d(nn.Conv2d):
+class ClusteredConv2d(nn.Conv2d, SelfPacking):
     """A convolution whose weight is a scale times a codebook's kernel, for every input and output.
 
     `weight` is no parameter: it is rebuilt at every use, and gradients reach the centroids and the scales.
@@ -65,6 +77,34 @@ class ClusteredConv2d(nn.Conv2d):
         # The rounding has the gradient 1: gradients themselves may be too small for fp16.
         rounded = self.scale + (self.scale.half().to(self.scale.dtype) - self.scale).detach()
         return rounded[..., None, None] * self.codebook(self.index)
+
+    def packed(self) -> dict[str, Tensor]:
+        """Indices without gaps, fp16 scales and the codebook."""
+        scale = self.scale.detach().reshape(-1).half()
+        if not bool(scale.isfinite().all()):
+            raise UserError("A scale of the clustered kernels does not fit into 16 bits.")
+        codes = pack_indices(self.index.reshape(-1), self.codebook.index_bits)
+        centroids = self.codebook.centroids.detach().reshape(-1)
+        return {"codes": codes, "float16": scale, "float32": centroids}
+
+    def unpack(self, parts: Mapping[str, Tensor]) -> None:
+        """Fill a layer of the same shape; raises ValueError for an index beyond the codebook."""
+        book, shape = self.codebook, self.index.shape
+        index = unpack_indices(parts["codes"], book.index_bits, self.index.numel())
+        if int(index.max()) >= book.poses * len(book.centroids):
+            raise ValueError("an index lies beyond its codebook")
+        self.index.copy_(index.reshape(shape))
+        self.scale.data = parts["float16"].float().reshape(shape)
+        book.centroids.data = parts["float32"].reshape(book.centroids.shape)
+
+    def plain(self) -> nn.Conv2d:
+        """The convolution that it computes, its kernels spelled out; shares the bias."""
+        new = nn.Conv2d.__new__(nn.Conv2d)
+        new.__dict__.update(self.__dict__)
+        weight = nn.Parameter(self.weight.detach())
+        new._parameters = {"weight": weight, "bias": self._parameters["bias"]}
+        new._buffers, new._modules = {}, {}
+        return new
 
 
 def clustered(conv: nn.Conv2d, codebook: Codebook, index: Tensor, scale: Tensor) -> ClusteredConv2d:
@@ -129,14 +169,15 @@ def compression_ratio(kernels: int, taps: int, centroids: int, poses: int) -> fl
     return FLOAT_BYTES * taps * kernels / storage_bytes(kernels, taps, centroids, poses)
 
 
-class ClusteredKernels:
+class ClusteredKernels(Operator):
     """Kernels from `amount` centroids of the layer's own, in eight poses.
 
     It lowers the size of the file and nothing else: whole kernels run.
     """
 
-    name = "clustered_kernels"
+    name = "clustered-kernels"
     lowers = frozenset({"size"})
+    quantizes = False
     poses = 8
     choices = (4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -162,10 +203,23 @@ class ClusteredKernels:
         macs = kernels * layer.kernel * layer.out_size
         return OperatorCost(macs, kernels + used * layer.kernel + bias, size)
 
-    def fit(self, conv: nn.Conv2d, amount: int, responses: Responses | None = None) -> ClusteredConv2d:
+    def prepare(self, conv: nn.Conv2d, amount: int) -> Tensor:
+        """Centroids [K, k, k] for an even sample of the kernels of the whole layer."""
+        kernels = conv.weight.detach().flatten(0, 1)
+        sample = kernels[:: -(-len(kernels) // SAMPLE)]
+        return cluster_kernels(sample, amount, self.poses, iterations=SEARCH_ITERATIONS).centroids
+
+    def fit(
+        self,
+        conv: nn.Conv2d,
+        amount: int,
+        responses: Responses | None = None,
+        start: Tensor | None = None,
+    ) -> ClusteredConv2d:
         """Cluster the kernels of one layer; scales are fitted to weights, responses do not enter."""
         kernels = conv.weight.flatten(0, 1)
-        found = cluster_kernels(kernels, amount, self.poses, iterations=SEARCH_ITERATIONS)
+        iterations = SEARCH_ITERATIONS if start is None else FURTHER_ITERATIONS
+        found = cluster_kernels(kernels, amount, self.poses, iterations=iterations, start=start)
         shape, codebook = conv.weight.shape[:2], Codebook(found.centroids, self.poses)
         return clustered(conv, codebook, found.index.reshape(shape), found.scale.reshape(shape))
 

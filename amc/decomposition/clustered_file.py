@@ -14,12 +14,12 @@ channel pads. Whatever else a model needs to be rebuilt (its architecture) is no
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from amc.decomposition.clustered_conv import ClusteredConv2d, Codebook, clustered_layers, storage_bytes
+from amc.decomposition.index_packing import pack_indices, unpack_indices
 from amc.errors import UserError
 from amc.graph import ChannelPad
 from amc.models.weights import write_tensors
@@ -78,20 +78,6 @@ def load_clustered(model: nn.Module, path: Path) -> None:
         _fill_codebook(tensors, number, codebook, layers, path)
     for name, targets in parts.items():
         _fill(targets, tensors[name], path)
-
-
-def pack_indices(index: Tensor, bits: int) -> Tensor:
-    """Whole numbers below 2^bits as ceil(n bits / 8) bytes, the highest bit first; uint8."""
-    places = np.arange(bits - 1, -1, -1)
-    stream = (index.numpy().astype(np.int64)[:, None] >> places) & 1
-    return torch.from_numpy(np.packbits(stream.astype(np.uint8)))
-
-
-def unpack_indices(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The `count` numbers, int32 [count], that `pack_indices` made into bytes."""
-    stream = np.unpackbits(packed.numpy(), count=count * bits).reshape(count, bits)
-    numbers = stream.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
-    return torch.from_numpy(numbers.astype(np.int32))
 
 
 def _by_codebook(model: nn.Module) -> Iterator[tuple[Codebook, list[ClusteredConv2d]]]:

@@ -102,7 +102,12 @@ class Clustering:
 
 
 def cluster_kernels(
-    kernels: Tensor, centroids: int, poses: int = 8, seed: int = 0, iterations: int = ITERATIONS
+    kernels: Tensor,
+    centroids: int,
+    poses: int = 8,
+    seed: int = 0,
+    iterations: int = ITERATIONS,
+    start: Tensor | None = None,
 ) -> Clustering:
     """Cluster kernels up to scale and pose.
 
@@ -112,6 +117,7 @@ def cluster_kernels(
         poses: 1, 2, 4 or 8.
         seed: draws the kernels to start from, distinct ones as far as there are enough.
         iterations: at most; it stops when no index changes.
+        start: centroids [K, k, k] to begin with, the most frequent first, instead of some of the kernels.
 
     Raises:
         UserError: no centroids are asked for, kernels are not square, or the poses are none of these.
@@ -125,7 +131,11 @@ def cluster_kernels(
     points, _ = normalised(kernels)
     # Kernels of zeros would draw centroids towards 0; they have scale 0 wherever they belong.
     alive = points.square().sum(dim=1) > 0
-    found = _start(points[alive] if alive.any() else points, min(centroids, len(points)), seed)
+    count = min(centroids, len(points))
+    if start is None or len(start) < count:
+        found = _start(points[alive] if alive.any() else points, count, seed)
+    else:
+        found = start[:count].flatten(1)
     index = torch.full((len(points),), -1)
     costs: list[float] = []
     for _ in range(iterations):

@@ -12,8 +12,9 @@ The first factor keeps a rank of up to c, where a plain low-rank form of equal c
 import torch
 from torch import Tensor, nn
 
-from amc.decomposition.low_rank import Chain, Decomposition, Factors, convolution, truncated_svd
-from amc.decomposition.operator import legal_amounts
+from amc.decomposition.chain import Chain
+from amc.decomposition.low_rank import Decomposition, Factors, convolution, truncated_svd
+from amc.decomposition.operator import Part, legal_amounts
 from amc.network import Layer, Network
 
 BISECTIONS = 40
@@ -26,7 +27,7 @@ class FilterGroups(Decomposition):
     zeros, and its cost counts as if it were full, because that is what runs.
     """
 
-    name = "filter_groups"
+    name = "filter-groups"
 
     def factors(self, weight: Tensor, amount: int) -> Factors:
         """Truncated SVD of the weight of each group of inputs."""
@@ -42,11 +43,14 @@ class FilterGroups(Decomposition):
         mixing = left.transpose(0, 1).reshape(n, groups * rank)
         return Factors(basis.reshape(groups * rank, groups * amount, kh, kw)[:, :c], mixing)
 
-    def macs_and_weights(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[int, int]:
+    def parts(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[Part, Part]:
         """Every channel between has amount x k^2 weights in front of it and n behind it."""
         between = -(-inputs // amount) * min(amount, outputs)
-        weights = between * (amount * layer.kernel + outputs)
-        return weights * layer.out_size, weights
+        first, second = between * amount * layer.kernel, between * outputs
+        return (
+            Part(first * layer.out_size, first, between),
+            Part(second * layer.out_size, second, outputs),
+        )
 
     def chain(self, conv: nn.Conv2d, factors: Factors, amount: int) -> Chain:
         """Zero channels up to whole groups where they are needed, the groups, 1 x 1."""

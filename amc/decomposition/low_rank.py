@@ -5,24 +5,21 @@ differ in which zeros the basis has, and in how the two factors run:
 
 | operator | first convolution | second | amount |
 |---|---|---|---|
-| `channel_svd` | kh x kw, c -> rank | 1 x 1, rank -> n | rank |
-| `spatial_svd` | kh x 1, c -> rank (Jaderberg et al. 2014) | 1 x kw, rank -> n | rank |
-| `filter_groups` | kh x kw in groups (`amc.decomposition.filter_groups`) | 1 x 1 | group size |
+| `channel-svd` | kh x kw, c -> rank | 1 x 1, rank -> n | rank |
+| `spatial-svd` | kh x 1, c -> rank (Jaderberg et al. 2014) | 1 x kw, rank -> n | rank |
+| `filter-groups` | kh x kw in groups (`amc.decomposition.filter_groups`) | 1 x 1 | group size |
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from amc.decomposition.operator import FLOAT_BYTES, OperatorCost, convolution_obstacle
+from amc.decomposition.chain import Chain
+from amc.decomposition.operator import FLOAT_BYTES, Operator, OperatorCost, Part, convolution_obstacle
 from amc.decomposition.responses import Responses
 from amc.network import Layer
-
-
-class Chain(nn.Sequential):
-    """Convolutions in a row, without anything between, that stand for one; see `amc.export.chains`."""
 
 
 @dataclass(frozen=True)
@@ -71,39 +68,30 @@ def truncated_svd(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return matrices @ (vectors * inverse[:, None]), (vectors * root[:, None]).mT
 
 
-class Decomposition(ABC):
+class Decomposition(Operator):
     """What the operators of two factors share."""
-
-    name: str
-    lowers = frozenset({"macs", "params", "size", "bops", "latency"})
 
     @abstractmethod
     def factors(self, weight: Tensor, amount: int) -> Factors:
         """The factors nearest to a weight [n, c, kh, kw]."""
 
     @abstractmethod
-    def macs_and_weights(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[int, int]:
-        """Multiply-accumulates, and elements of both weights."""
+    def parts(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[Part, Part]:
+        """Both convolutions."""
 
     @abstractmethod
     def chain(self, conv: nn.Conv2d, factors: Factors, amount: int) -> Chain:
         """The convolutions that compute the two factors, without a bias, in float64."""
 
-    @abstractmethod
-    def amounts(self, conv: nn.Conv2d) -> tuple[int, ...]:
-        """Legal amounts in order of cost, all cheaper than the layer itself."""
-
-    def obstacle(self, module: nn.Module) -> str | None:
-        """Why it cannot replace this module, or None."""
-        return convolution_obstacle(module)
-
     def cost(self, layer: Layer, amount: int, inputs: int, outputs: int) -> OperatorCost:
         """Cost for a layer that has `inputs` and `outputs` channels left; the weights in 32 bits."""
-        macs, weights = self.macs_and_weights(layer, amount, inputs, outputs)
-        params = weights + outputs * layer.has_bias
-        return OperatorCost(macs, params, FLOAT_BYTES * params)
+        parts = self.parts(layer, amount, inputs, outputs)
+        params = sum(part.weights for part in parts) + outputs * layer.has_bias
+        return OperatorCost(sum(part.macs for part in parts), params, FLOAT_BYTES * params, parts)
 
-    def fit(self, conv: nn.Conv2d, amount: int, responses: Responses | None = None) -> Chain:
+    def fit(
+        self, conv: nn.Conv2d, amount: int, responses: Responses | None = None, start: None = None
+    ) -> Chain:
         """The chain nearest to the weights; its second factor nearest to the responses if there are any."""
         factors = self.factors(conv.weight, amount)
         shift = torch.zeros(conv.out_channels, dtype=torch.float64)
@@ -153,7 +141,7 @@ def convolution(weight: Tensor, like: nn.Conv2d, first: bool = True, groups: int
 class ChannelSVD(Decomposition):
     """Fewer channels between: a k x k convolution to `amount` channels, then 1 x 1 (rank along channels)."""
 
-    name = "channel_svd"
+    name = "channel-svd"
 
     def factors(self, weight: Tensor, amount: int) -> Factors:
         """From the SVD of the weight as [n, c k^2]."""
@@ -161,11 +149,11 @@ class ChannelSVD(Decomposition):
         left, right = truncated_svd(weight.detach().reshape(1, len(weight), -1), rank)
         return Factors(right[0].reshape(rank, *weight.shape[1:]), left[0])
 
-    def macs_and_weights(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[int, int]:
+    def parts(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[Part, Part]:
         """Rank x (c k^2 + n) weights, each used once a pixel."""
         rank = min(amount, outputs, inputs * layer.kernel)
-        weights = rank * (inputs * layer.kernel + outputs)
-        return weights * layer.out_size, weights
+        first, second = rank * inputs * layer.kernel, rank * outputs
+        return Part(first * layer.out_size, first, rank), Part(second * layer.out_size, second, outputs)
 
     def chain(self, conv: nn.Conv2d, factors: Factors, amount: int) -> Chain:
         """The whole kernel with the stride, then 1 x 1."""
@@ -181,7 +169,7 @@ class ChannelSVD(Decomposition):
 class SpatialSVD(Decomposition):
     """A column of taps, then a row: kh x 1 to `amount` channels, then 1 x kw (rank along space)."""
 
-    name = "spatial_svd"
+    name = "spatial-svd"
 
     def obstacle(self, module: nn.Module) -> str | None:
         """It needs a kernel with two sides."""
@@ -202,7 +190,7 @@ class SpatialSVD(Decomposition):
         mixing = left[0].reshape(n, kw, rank).transpose(1, 2)
         return Factors(basis.reshape(rank * kw, c, kh, kw), mixing.reshape(n, rank * kw))
 
-    def macs_and_weights(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[int, int]:
+    def parts(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[Part, Part]:
         """The first factor runs on every column of the input, before the second one's stride.
 
         For square kernels whose stride divides the image, as in every reference network.
@@ -210,7 +198,10 @@ class SpatialSVD(Decomposition):
         side = layer.kernel_size
         rank = min(amount, outputs * side, inputs * side)
         first, second = rank * inputs * side, rank * outputs * side
-        return (first * layer.stride + second) * layer.out_size, first + second
+        return (
+            Part(first * layer.stride * layer.out_size, first, rank),
+            Part(second * layer.out_size, second, outputs),
+        )
 
     def chain(self, conv: nn.Conv2d, factors: Factors, amount: int) -> Chain:
         """Vertical with the vertical stride, horizontal with the horizontal one."""

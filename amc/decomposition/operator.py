@@ -1,29 +1,39 @@
-"""What every operator declares, and the compressor that puts operators in the place of layers.
+"""What every operator declares.
 
 An operator replaces a convolution by a module that computes nearly the same. How far it goes is one whole
 number, its *amount* (a group size, a rank, a count of centroids), written down relative to the original
 layer; channels are removed before, so the convolution that is replaced may be narrower by then.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from amc.compress import Phase
 from amc.decomposition.responses import Responses
-from amc.network import Layer, Network
-from amc.policy import CompressionPolicy
-from amc.pruning.reconstruction import InputMoments
-from amc.slicing import clone_module, kept_positions
-from amc.space import Knob
+from amc.network import Layer
 
 AMOUNT = "amount"
 """Key of a decision's values that holds the operator's number."""
 
 FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """One convolution of what replaces a layer.
+
+    Attributes:
+        macs: multiply-accumulates for one input.
+        weights: elements of its weight.
+        channels: its outputs, each with a scale of its own where weights are quantized.
+    """
+
+    macs: int
+    weights: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -33,36 +43,80 @@ class OperatorCost:
     Attributes:
         macs: multiply-accumulates for one input.
         params: elements of its parameters, the bias included.
-        size: bytes in a file, packed, the bias in 32 bits.
+        size: bytes in a file, packed, the weights not quantized, the bias in 32 bits.
+        parts: the convolutions whose weights the layer's bits are for; none where bits mean nothing.
     """
 
     macs: int
     params: int
     size: int
+    parts: tuple[Part, ...] = ()
 
 
-class Operator(Protocol):
+class SelfPacking(nn.Module):
+    """A module that says how a package stores it, where that is not simply its parameters.
+
+    Its bias, if it has one, is stored by the package, and so is the batch norm behind it.
+    """
+
+    def packed(self) -> dict[str, Tensor]:
+        """Flat tensors by the name of what they hold: "codes" (uint8, packed bits), or their type."""
+        raise NotImplementedError
+
+    def unpack(self, parts: Mapping[str, Tensor]) -> None:
+        """Take over what `packed` gave; raises ValueError if it cannot be."""
+        raise NotImplementedError
+
+
+class Operator(ABC):
     """One way to replace a convolution.
 
     Attributes:
-        name: what a `LayerDecision` calls it.
+        name: what a `LayerDecision` and the command line call it.
         lowers: costs that it can lower; under any other budget it has nothing to offer.
+        quantizes: whether the weights of its module can be quantized; its costs then have parts.
     """
 
-    name: str
-    lowers: frozenset[str]
+    name: ClassVar[str]
+    lowers: ClassVar[frozenset[str]] = frozenset({"macs", "params", "size", "bops"})
+    quantizes: ClassVar[bool] = True
 
     def obstacle(self, module: nn.Module) -> str | None:
         """Why it cannot replace this module, or None."""
+        return convolution_obstacle(module)
 
+    @abstractmethod
     def amounts(self, conv: nn.Conv2d) -> tuple[int, ...]:
         """Legal amounts for a layer in order of cost, all cheaper than the layer itself."""
 
+    @abstractmethod
     def cost(self, layer: Layer, amount: int, inputs: int, outputs: int) -> OperatorCost:
-        """Cost for a layer that has `inputs` and `outputs` channels left."""
+        """Cost for a layer that has `inputs` and `outputs` channels left; never falls with either."""
 
-    def fit(self, conv: nn.Conv2d, amount: int, responses: Responses | None = None) -> nn.Module:
-        """The module for a convolution, from its weights and, where they are known, its responses."""
+    def prepare(self, conv: nn.Conv2d, amount: int) -> Any:
+        """What fits of a layer that has lost channels can start from; made once a layer and amount.
+
+        Args:
+            conv: the layer with all of its channels.
+            amount: that will be asked for.
+        """
+        return None
+
+    @abstractmethod
+    def fit(
+        self, conv: nn.Conv2d, amount: int, responses: Responses | None = None, start: Any = None
+    ) -> nn.Module:
+        """The module for a convolution, from its weights and, where they are known, its responses.
+
+        Its shapes follow from those of the convolution and the amount alone. A Conv2d or a
+        `amc.decomposition.chain.Chain` of them needs no other code, neither for bits nor for export.
+
+        Args:
+            conv: the layer, its lost channels removed.
+            amount: how far to go.
+            responses: of the original network.
+            start: what `prepare` gave.
+        """
 
 
 def convolution_obstacle(module: nn.Module) -> str | None:
@@ -84,69 +138,3 @@ def legal_amounts(operator: Operator, module: nn.Module) -> tuple[int, ...]:
         return ()
     assert isinstance(module, nn.Conv2d)
     return operator.amounts(module)
-
-
-class OperatorReplacement:
-    """Replaces layers as the policy's operators and amounts say.
-
-    Fits are kept by layer, operator, amount, kept channels and weight; what a search decides again is copied.
-
-    Args:
-        operators: those that policies may name.
-        kept: the channels that a policy keeps (`ChannelPruning.kept`).
-        moments: input moments of the original (`reconstruction.input_moments`), for fits on responses;
-            layers without any are fitted on weights.
-    """
-
-    phase = Phase.OPERATOR
-    knobs: tuple[Knob, ...] = ()
-
-    def __init__(
-        self,
-        operators: Iterable[Operator],
-        kept: Callable[[Network, CompressionPolicy], Mapping[str, Tensor]],
-        moments: Mapping[str, InputMoments] | None = None,
-    ):
-        self.operators = {operator.name: operator for operator in operators}
-        self.kept, self.moments = kept, dict(moments or {})
-        self._fits: dict[tuple[str, str, int, bytes, bytes, bytes], nn.Module] = {}
-
-    def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
-        """Put the fitted module in the place of every layer whose decision names an operator."""
-        positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
-        for layer in network.layers:
-            decision = policy[layer.name]
-            if decision.operator in self.operators:
-                amount = decision.values[AMOUNT]
-                fitted = self._fitted(model, network, layer.name, decision.operator, amount, positions)
-                model.set_submodule(layer.name, clone_module(fitted))
-
-    def _fitted(
-        self,
-        model: fx.GraphModule,
-        network: Network,
-        name: str,
-        operator: str,
-        amount: int,
-        positions: Mapping[tuple[str, str], Tensor],
-    ) -> nn.Module:
-        inputs, outputs = positions.get((name, "in")), positions.get((name, "out"))
-        conv = model.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        # The weight too: a reconstruction that sees compressed inputs changes it with the layers in front.
-        key = (name, operator, amount, _bytes(inputs), _bytes(outputs), _digest(conv.weight))
-        if key not in self._fits:
-            responses = None
-            if name in self.moments:
-                original = network.module.get_submodule(name).get_parameter("weight")
-                responses = Responses.of(original, self.moments[name], inputs, outputs)
-            self._fits[key] = self.operators[operator].fit(conv, amount, responses)
-        return self._fits[key]
-
-
-def _bytes(positions: Tensor | None) -> bytes:
-    return b"" if positions is None else positions.numpy().tobytes()
-
-
-def _digest(weight: Tensor) -> bytes:
-    return hashlib.sha256(weight.detach().contiguous().numpy().tobytes()).digest()

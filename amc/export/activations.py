@@ -1,5 +1,6 @@
 """Element-wise operations: activation functions, quantization points and arithmetic."""
 
+import math
 import operator
 from dataclasses import replace
 from typing import Any
@@ -80,6 +81,19 @@ def hardsigmoid(g: OnnxGraph, call: Call) -> Value:
 def hardswish(g: OnnxGraph, call: Call) -> Value:
     """The product of x and hardsigmoid(x)."""
     return g.add("HardSwish", g.operand(call.x))
+
+
+@handles(nn.GELU, F.gelu)
+def gelu(g: OnnxGraph, call: Call) -> Value:
+    """X times the normal distribution function, exact or by its hyperbolic tangent."""
+    x = g.operand(call.x)
+    if call.get("approximate", 1, "none") == "tanh":
+        cubic = g.add("Mul", g.add("Mul", g.add("Mul", x, x), x), g.scalar(0.044715))
+        inner = g.add("Mul", g.add("Add", x, cubic), g.scalar(math.sqrt(2 / math.pi)))
+        share = g.add("Tanh", inner)
+    else:
+        share = g.add("Erf", g.add("Div", x, g.scalar(math.sqrt(2))))
+    return g.add("Mul", g.add("Mul", x, g.add("Add", share, g.scalar(1.0))), g.scalar(0.5))
 
 
 @handles(nn.LeakyReLU, F.leaky_relu)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
-from amc.decomposition.low_rank import Chain
 from amc.export.graph import OnnxGraph
 from amc.export.layers import conv2d
 from amc.export.registry import Call, handles
@@ -17,7 +17,7 @@ from amc.export.value import Value
 def chain(g: OnnxGraph, call: Call) -> Value:
     """One convolution after the other; the last takes in the batch norm."""
     assert isinstance(call.module, Chain)
-    *before, last = call.module
+    *before, last = call.module.working
     x = call.x
     for module in before:
         x = _written(g, Call(call.label, (x,), {}, module))

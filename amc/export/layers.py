@@ -1,7 +1,8 @@
 """Convolution, linear layer and batch norm, plain or with quantized weights."""
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amc.export import folding
 from amc.export.graph import OnnxGraph
@@ -32,10 +33,21 @@ def conv2d(g: OnnxGraph, call: Call) -> Value:
 
 @handles(nn.Linear, QuantizedLinear)
 def linear(g: OnnxGraph, call: Call) -> Value:
-    """A linear layer on [N, in]."""
-    call.require(len(call.shape) == 2, "of a tensor that is not a matrix")
+    """A linear layer on [N, ..., in]."""
     x = g.operand(call.x)
+    if len(call.shape) != 2:
+        return _linear_of_rows(g, call, x)
     return g.add("Gemm", x, *parameters(g, call, x), transB=1)
+
+
+def _linear_of_rows(g: OnnxGraph, call: Call, x: Value) -> Value:
+    layer = call.module
+    assert isinstance(layer, nn.Linear)
+    call.require(type(layer) is nn.Linear, "with quantized weights of a tensor that is not a matrix")
+    product = g.add("MatMul", x, g.constant(np.ascontiguousarray(layer.weight.detach().cpu().numpy().T)))
+    if layer.bias is None:
+        return product
+    return g.add("Add", product, g.constant(layer.bias.detach().cpu().numpy()))
 
 
 def parameters(g: OnnxGraph, call: Call, x: Value) -> list[Value]:
@@ -82,6 +94,21 @@ def dequantize(g: OnnxGraph, codes: np.ndarray, scale: np.ndarray) -> Value:
     """
     zeros = g.constant(np.zeros(len(scale), dtype=codes.dtype))
     return g.add("DequantizeLinear", g.constant(codes), g.constant(scale.astype(np.float32)), zeros, axis=0)
+
+
+@handles(nn.LayerNorm, F.layer_norm)
+def layer_norm(g: OnnxGraph, call: Call) -> Value:
+    """A layer norm over the last axes."""
+    shape, eps = call.get("normalized_shape", 1), float(call.get("eps", 4, 1e-5))
+    weight, bias = (_held(g, call.get(name, at)) for name, at in (("weight", 2), ("bias", 3)))
+    if weight is None:
+        weight = g.constant(np.ones(tuple(shape), np.float32))
+    given = [g.operand(call.x), weight, *([] if bias is None else [bias])]
+    return g.add("LayerNormalization", *given, axis=-len(shape), epsilon=eps)
+
+
+def _held(g: OnnxGraph, parameter: Value | Tensor | None) -> Value | None:
+    return g.constant(parameter.detach().cpu().numpy()) if isinstance(parameter, Tensor) else parameter
 
 
 @handles(nn.BatchNorm1d, nn.BatchNorm2d)

@@ -3,6 +3,7 @@
 import operator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ def max_pool(g: OnnxGraph, call: Call) -> Value:
     call.require(not call.get("return_indices", 6, False), "with indices")
     dilation, stride = call.pair("dilation", 4, 1), call.pair("stride", 2, kernel)
     ceil = bool(call.get("ceil_mode", 5, False))
+    ceil = ceil and _rounds(call, dilation)
     # torch drops a last window that would start in the padding; ONNX does not say so.
     call.require(not ceil or not any(around), "with ceil_mode and padding")
     pooled = g.add(
@@ -42,11 +44,19 @@ def max_pool(g: OnnxGraph, call: Call) -> Value:
     return keeping_grid(pooled, call.x)
 
 
+def _rounds(call: Call, dilation: tuple[int, int] = (1, 1)) -> bool:
+    """Whether a pooling's windows leave pixels over, so that rounding matters."""
+    kernel = call.pair("kernel_size", 1)
+    stride, around = call.pair("stride", 2, kernel), call.pair("padding", 3, 0)
+    sizes = zip(call.x.shape[2:], kernel, stride, around, dilation, strict=True)
+    return any((n + 2 * p - d * (k - 1) - 1) % s for n, k, s, p, d in sizes)
+
+
 @handles(nn.AvgPool2d, F.avg_pool2d)
 def average_pool(g: OnnxGraph, call: Call) -> Value:
     """Mean of each window; a window that is the whole image becomes a global pooling."""
     kernel, around = call.pair("kernel_size", 1), call.pair("padding", 3, 0)
-    call.require(not call.get("ceil_mode", 4, False), "with ceil_mode")
+    call.require(not (call.get("ceil_mode", 4, False) and _rounds(call)), "with ceil_mode")
     call.require(call.get("divisor_override", 6) is None, "with divisor_override")
     if kernel == tuple(call.x.shape[2:]) and not any(around):
         return g.add("GlobalAveragePool", g.operand(call.x))
@@ -116,6 +126,42 @@ def concat(g: OnnxGraph, call: Call) -> Value:
     joined = g.add("Concat", *(g.operand(part) for part in parts), axis=axis)
     grids = {part.grid for part in parts}
     return replace(joined, grid=grids.pop()) if len(grids) == 1 else joined
+
+
+@handles(torch.stack)
+def stack(g: OnnxGraph, call: Call) -> Value:
+    """Tensors side by side along a new axis."""
+    parts, axis = call.args[0], call.get("dim", 1, 0) % len(call.shape)
+    call.require(axis != 0, "along the batch")
+    place = g.integers(axis)
+    return g.add("Concat", *(g.add("Unsqueeze", g.operand(part), place) for part in parts), axis=axis)
+
+
+@handles(torch.sum, "sum")
+def total(g: OnnxGraph, call: Call) -> Value:
+    """Sum over axes."""
+    axes, keep = mean_axes(call), bool(call.get("keepdim", 2, False))
+    return g.add("ReduceSum", g.operand(call.x), g.integers(*axes), keepdims=int(keep))
+
+
+@handles(nn.Upsample, F.interpolate)
+def enlarge(g: OnnxGraph, call: Call) -> Value:
+    """Every pixel repeated a whole number of times."""
+    scales = [after / before for after, before in zip(call.shape[2:], call.x.shape[2:], strict=True)]
+    whole = all(scale == int(scale) for scale in scales)
+    mode = call.get("mode", 3, "nearest")
+    call.require(whole and mode == "nearest" and len(scales) == 2, f"with mode {mode}, or by no whole factor")
+    sizes = g.constant(np.array([1.0, 1.0, *scales], dtype=np.float32))
+    resized = g.add(
+        "Resize",
+        g.operand(call.x),
+        Value(""),
+        sizes,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+    return keeping_grid(resized, call.x)
 
 
 @handles(torch.chunk, torch.split, "chunk", "split")

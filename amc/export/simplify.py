@@ -6,8 +6,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
-from amc.decomposition.low_rank import Chain
 from amc.export.grid import grid_of
 from amc.export.registry import target_of
 from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from amc.errors import UserError
+from amc.models.hub import hub_builder
+from amc.models.retrieval import RetrievalNet, split_name
 from amc.plugins import accepted, call_factory, is_import_path, load_factory, one_line
 from amc.training import device_of, evaluating
 
@@ -16,7 +18,7 @@ Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 _TASK_OF: dict[str, str] = {}
-_BUILT_IN = ("concat", "detector", "digits", "mobilenet", "resnet_cifar", "scattering", "vgg")
+_BUILT_IN = ("concat", "detector", "digits", "mobilenet", "resnet_cifar", "scattering", "three_conv", "vgg")
 
 
 def register_model(name: str, task: str = "classification") -> Callable[[Builder], Builder]:
@@ -49,8 +51,9 @@ def build_model(
     """Build a network with fresh random weights.
 
     Args:
-        name: A registered name, or `package.module:factory`. Such a factory is called with those of the
-            keywords below (and `num_classes`) that its signature names.
+        name: A registered name, `timm:NAME`, `torchvision:NAME`, or `package.module:factory`. Such a factory
+            is called with those of the keywords below (and `num_classes`) that its signature names. Any of
+            them with `-pqn24` behind it gives codes of 24 bits; see `amc.models.retrieval`.
         classes: Number of outputs.
         in_channels: Channels of the input images.
         width: Multiplier of all channel counts, where the network has one.
@@ -59,6 +62,11 @@ def build_model(
     Raises:
         UserError: The name is unknown, the width cannot be changed, or the factory fails.
     """
+    retrieval = split_name(name)
+    if retrieval is not None:
+        backbone, code = retrieval
+        embedding = build_model(backbone, code.dimensions, in_channels, width, small_input)
+        return RetrievalNet(embedding, code)
     builder = _find(name)
     if width != 1 and "width" not in accepted(builder):
         raise UserError(f"The model '{name}' has no width multiplier.")
@@ -99,10 +107,13 @@ def _find(name: str) -> Callable[..., nn.Module]:
     names = list_models(None)
     if name in names:
         return _BUILDERS[name]
+    from_library = hub_builder(name)
+    if from_library is not None:
+        return from_library
     if is_import_path(name):
         return load_factory(name)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     classifiers_first = sorted(names, key=lambda known: _TASK_OF[known] != "classification")
-    listed = f"choose {', '.join(classifiers_first)} or package.module:factory."
+    listed = f"choose {', '.join(classifiers_first)}, timm:NAME, torchvision:NAME or package.module:factory."
     hint = f"did you mean '{close[0]}'?" if close else listed
     raise UserError(f"There is no model '{name}': {hint}")

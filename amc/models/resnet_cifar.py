@@ -55,15 +55,24 @@ class ResNetCifar(nn.Module):
     Parameter names are those of the widely shared CIFAR ResNet files: conv1, bn1, layer1.0.conv1, linear.
     """
 
-    def __init__(self, blocks: int, classes: int = 10, in_channels: int = 3, residual: bool = True) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        classes: int = 10,
+        in_channels: int = 3,
+        residual: bool = True,
+        width: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(blocks, 16, 16, 1, residual)
-        self.layer2 = _stage(blocks, 16, 32, 2, residual)
-        self.layer3 = _stage(blocks, 32, 64, 2, residual)
+        # Every stage doubles the one before it: a shortcut pads equally many channels on both sides.
+        small = 2 * max(1, round(8 * width))
+        self.conv1 = nn.Conv2d(in_channels, small, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(small)
+        self.layer1 = _stage(blocks, small, small, 1, residual)
+        self.layer2 = _stage(blocks, small, 2 * small, 2, residual)
+        self.layer3 = _stage(blocks, 2 * small, 4 * small, 2, residual)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(64, classes)
+        self.linear = nn.Linear(4 * small, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -81,9 +90,9 @@ def _stage(blocks: int, inputs: int, outputs: int, stride: int, residual: bool) 
 
 
 @register_model("resnet20")
-def resnet20(classes: int = 10, in_channels: int = 3) -> ResNetCifar:
-    """ResNet-20: 0.27 million parameters, 40.6 million MACs at 32 px."""
-    return ResNetCifar(3, classes, in_channels)
+def resnet20(classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNetCifar:
+    """ResNet-20: 0.27 million parameters, 40.6 million MACs at 32 px; a quarter of both at half the width."""
+    return ResNetCifar(3, classes, in_channels, width=width)
 
 
 @register_model("resnet32")

@@ -101,7 +101,11 @@ def _group_order(model: nn.Module, group: Group, score: MemberScore) -> Tensor:
     known = [s for s in scores if s is not None]
     if not known:  # no batch norm in the group, say
         return _group_order(model, group, l1_score)
-    return torch.stack(known).mean(dim=0).argsort(descending=True, stable=True)
+    channels = torch.stack(known).mean(dim=0)
+    if group.units is None:
+        return channels.argsort(descending=True, stable=True)
+    # Whole units one after the other, so that every legal width keeps whole units.
+    return group.units[channels[group.units].sum(dim=1).argsort(descending=True, stable=True)].reshape(-1)
 
 
 def _member_score(model: nn.Module, member: Member, score: MemberScore) -> Tensor | None:

@@ -75,9 +75,10 @@ def input_moments(
 
 
 def refittable(network: Network) -> list[Layer]:
-    """Layers that may lose inputs and are no depthwise convolutions, in execution order."""
+    """Layers that may lose inputs and are no convolutions in groups, in execution order."""
     inputs = {m.module for g in network.groups if not g.frozen for m in g.members if m.side == "in"}
-    return [layer for layer in network.layers if layer.name in inputs and layer.kind != "depthwise"]
+    single = {layer.name for layer in network.layers if network.layer_groups(layer.name) == 1}
+    return [layer for layer in network.layers if layer.name in inputs & single]
 
 
 def has_intercept(layer: Layer) -> bool:

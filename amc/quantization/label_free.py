@@ -13,12 +13,12 @@ signed powers of two; of activations 0..2^b - 1, the range that ReLU leaves (the
 re-normalization (`amc.recovery.calibrate`) this is the method of the paper.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from amc.quantization.channel_scale import ChannelScaleQuantizer
 from amc.quantization.modules import ActivationQuantizer, UniformWeightQuantizer
-from amc.quantization.protocol import FLOAT_BYTES, Coded, WeightQuantizer, even_sample, packed_bytes
+from amc.quantization.protocol import Coded, even_sample
 from amc.quantization.sorted_rows import SortedRows, midpoints
 from amc.quantization.uniform import SMALLEST_SCALE, per_channel, weight_levels
 
@@ -113,28 +113,13 @@ class LabelFreeWeightQuantizer(UniformWeightQuantizer):
         self.scale.copy_(fit_weights(x, integer_codes(self.bits)))
 
 
-class PowerWeightQuantizer(WeightQuantizer):
+class PowerWeightQuantizer(ChannelScaleQuantizer):
     """Codes that are zero or signed powers of two, the authors' choice; state: `scale` [out].
 
     Stored are positions in the ascending code set and the scales. A multiplication is a shift.
     """
 
     name = "label-free-power"
-    scale: Tensor
-
-    def __init__(self, bits: int, channels: int):
-        super().__init__(bits)
-        self.register_buffer("scale", torch.ones(channels))
-
-    @classmethod
-    def empty(cls, weight: Tensor, bits: int) -> WeightQuantizer:
-        """A quantizer with one scale a channel."""
-        return cls(bits, weight.shape[0])
-
-    @classmethod
-    def stored_bytes(cls, elements: np.ndarray, channels: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        """Packed codes and a float32 scale a channel."""
-        return packed_bytes(elements, bits) + FLOAT_BYTES * channels
 
     def fit(self, x: Tensor) -> None:
         """Alternate to the end."""

@@ -47,9 +47,22 @@ def digits(bits: int, signed: bool, like: Tensor) -> Tensor:
     return 2 * table - 1 if signed else table
 
 
+def levels_of(basis: Tensor, signed: bool) -> Tensor:
+    """What the codes 0..2^K - 1 mean under bases [rows, K]; [rows, 2^K].
+
+    Added up one by one: a matrix product may round in another way in another process, and codes that were
+    read from a file must mean what they meant.
+    """
+    table = digits(basis.shape[1], signed, basis)
+    levels = torch.zeros(len(basis), len(table), dtype=basis.dtype, device=basis.device)
+    for number, digit in zip(basis.T, table.T, strict=True):
+        levels += number[:, None] * digit
+    return levels
+
+
 def sorted_levels(basis: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """Levels of bases [rows, K] in ascending order and the codes that mean them, both [rows, 2^K]."""
-    levels, codes = (basis @ digits(basis.shape[1], signed, basis).T).sort(dim=1, stable=True)
+    levels, codes = levels_of(basis, signed).sort(dim=1, stable=True)
     return levels, codes
 
 
@@ -179,6 +192,7 @@ class LqWeightQuantizer(WeightQuantizer):
 
     name = "lq"
     follows = True
+    absorbs = True
     basis: Tensor
     updates: Tensor
 
@@ -209,9 +223,14 @@ class LqWeightQuantizer(WeightQuantizer):
 
     def dequantize(self, coded: Coded) -> Tensor:
         """The sum of the basis numbers with the signs that the digits say."""
-        basis = coded.parts["basis"]
-        levels = basis @ digits(coded.bits, True, basis).T
+        levels = levels_of(coded.parts["basis"], signed=True)
         return levels.gather(1, coded.codes.long().flatten(1)).reshape(coded.codes.shape)
+
+    def absorb(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """A basis times a factor has the levels times that factor, whatever its sign."""
+        coded = self.quantize(weight)
+        self.basis.mul_(factor[:, None])  # what was coded refers to it
+        return self.dequantize(coded)
 
     def values(self, weight: Tensor) -> Tensor:
         """The quantized weight; in training the bases learn from it."""
@@ -255,9 +274,7 @@ class LqActivationQuantizer(PointQuantizer):
 
     def dequantize(self, coded: Coded) -> Tensor:
         """The sum of the basis numbers that the digits pick."""
-        basis = coded.parts["basis"]
-        levels = basis @ digits(coded.bits, bool(coded.parts["signed"]), basis).T
-        return levels[0][coded.codes.long()]
+        return levels_of(coded.parts["basis"], bool(coded.parts["signed"]))[0][coded.codes.long()]
 
     def quantized(self, x: Tensor) -> Tensor:
         """The nearest levels; in training the basis learns from the batch."""

@@ -5,23 +5,16 @@ is a `QuantizedConv2d` or `QuantizedLinear`, and where a tensor is quantized its
 enabled. Simulation, fine-tuning and export all read the same modules.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.quantization import uniform
-from amc.quantization.protocol import (
-    FLOAT_BYTES,
-    Coded,
-    PointQuantizer,
-    Quantizer,
-    WeightQuantizer,
-    packed_bytes,
-)
+from amc.quantization.channel_scale import ChannelScaleQuantizer
+from amc.quantization.protocol import Coded, PointQuantizer, Quantizer, WeightQuantizer
 
 
-class UniformWeightQuantizer(WeightQuantizer):
+class UniformWeightQuantizer(ChannelScaleQuantizer):
     """Symmetric per-channel codes -L..L, L = 2^(bits-1) - 1; state: `scale` [out].
 
     Stored are the codes + L and the scales. Clipped weights receive no gradient.
@@ -29,21 +22,6 @@ class UniformWeightQuantizer(WeightQuantizer):
 
     name = "uniform"
     integer_codes = True
-    scale: Tensor
-
-    def __init__(self, bits: int, channels: int):
-        super().__init__(bits)
-        self.register_buffer("scale", torch.ones(channels))
-
-    @classmethod
-    def empty(cls, weight: Tensor, bits: int) -> WeightQuantizer:
-        """A quantizer with one scale a channel."""
-        return cls(bits, weight.shape[0])
-
-    @classmethod
-    def stored_bytes(cls, elements: np.ndarray, channels: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        """Packed codes and a float32 scale a channel."""
-        return packed_bytes(elements, bits) + FLOAT_BYTES * channels
 
     def fit(self, x: Tensor) -> None:
         """Take the scale of least squared error; see `uniform.fit_weight_scale`."""

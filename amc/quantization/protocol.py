@@ -83,7 +83,13 @@ class Quantizer(nn.Module, ABC):
 
 
 class WeightQuantizer(Quantizer):
-    """A quantizer in front of a layer's weight [out, ...]."""
+    """A quantizer in front of a layer's weight [out, ...].
+
+    Attributes:
+        absorbs: a factor a channel, such as that of a batch norm, goes into the state; see `absorb`.
+    """
+
+    absorbs: ClassVar[bool] = False
 
     def __init__(self, bits: int):
         super().__init__()
@@ -107,28 +113,43 @@ class WeightQuantizer(Quantizer):
         """`Coded.bytes` of weights with these element counts, output channels and bits, all [layers]."""
 
     @classmethod
-    def charged_bytes(cls, elements: np.ndarray, channels: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    def charged_bytes(
+        cls, elements: np.ndarray, channels: np.ndarray, bits: np.ndarray, normed: np.ndarray | bool = False
+    ) -> np.ndarray:
         """What a budget is charged for weights, all [layers]; never falls with the bits.
 
         In tiny layers the tables of some quantizers are larger than what they save; those stay in floats.
+
+        Args:
+            elements, channels, bits: as in `stored_bytes`; 32 bits are floats.
+            normed: whether a batch norm follows; one whose factors nothing absorbs has them stored.
         """
         floats = FLOAT_BYTES * elements
-        stored = cls.stored_bytes(elements, channels, np.minimum(bits, 8))
+        factors = FLOAT_BYTES * channels * (normed if not cls.absorbs else False)
+        stored = cls.stored_bytes(elements, channels, np.minimum(bits, 8)) + factors
         quantized = stored if cls.integer_codes else np.minimum(stored, floats)
         return np.where(bits == NOT_QUANTIZED, floats, quantized)
 
     @classmethod
-    def pays(cls, weight: Tensor, bits: int) -> bool:
+    def pays(cls, weight: Tensor, bits: int, normed: bool = False) -> bool:
         """Whether a weight [out, ...] is stored in fewer bytes than as floats; kernels may want it anyway."""
-        return (
-            cls.integer_codes or cls.bits_per_element(weight.numel(), weight.shape[0], bits) < NOT_QUANTIZED
-        )
+        elements, channels, width = (np.array([size]) for size in (weight.numel(), weight.shape[0], bits))
+        charged = cls.charged_bytes(elements, channels, width, normed)[0]
+        return cls.integer_codes or bool(charged < FLOAT_BYTES * weight.numel())
 
     @classmethod
     def bits_per_element(cls, elements: int, channels: int, bits: int) -> float:
         """Stored bits for each element of one weight, everything included."""
         sizes = cls.stored_bytes(*(np.array([float(v)]) for v in (elements, channels, bits)))
         return 8 * float(sizes[0]) / elements
+
+    def absorb(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """Take a factor a channel [out] into the state; the quantized weight [out, ...] times the factors.
+
+        Raises:
+            NotImplementedError: the quantizer absorbs nothing.
+        """
+        raise NotImplementedError
 
     def values(self, weight: Tensor) -> Tensor:
         """The quantized weight [out, ...], without a gradient."""

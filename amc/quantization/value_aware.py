@@ -56,10 +56,25 @@ def mixed(x: Tensor, large: Tensor, step: Tensor, low: int, high: int) -> Tensor
     return torch.where(large, x.to(LARGE).to(x.dtype), small)
 
 
+def weight_grid(weight: Tensor, bits: int, share: float = SHARE) -> tuple[Tensor, Tensor]:
+    """Which values of a weight of any shape are large, and the step of the others.
+
+    No small value ends above a large one that 16 bits have rounded down: a quantized weight would otherwise
+    change whenever it is quantized again, and a file could not give it back.
+    """
+    large, levels = largest(weight, large_count(weight.numel(), share)), weight_levels(bits)
+    reach = small_range(weight, large)
+    if bool(large.any()):
+        least = weight[large].to(LARGE).to(weight.dtype).abs().amin()
+        reach = torch.minimum(reach, least).clamp_min(SMALLEST_SCALE)
+    step = reach / levels
+    return large, torch.where(step * levels > reach, torch.nextafter(step, torch.zeros_like(step)), step)
+
+
 def quantized_weight(weight: Tensor, bits: int, share: float = SHARE) -> Tensor:
     """A weight of any shape with its large values in 16 bits and the rest in `bits`."""
-    large, levels = largest(weight, large_count(weight.numel(), share)), weight_levels(bits)
-    return mixed(weight, large, small_range(weight, large) / levels, -levels, levels)
+    large, step = weight_grid(weight, bits, share)
+    return mixed(weight, large, step, -weight_levels(bits), weight_levels(bits))
 
 
 class ValueAwareWeightQuantizer(WeightQuantizer):
@@ -93,8 +108,7 @@ class ValueAwareWeightQuantizer(WeightQuantizer):
     def quantize(self, x: Tensor) -> Coded:
         """Codes -L..L counted from 0, the last one for "large"; the large values in order; the step."""
         x, levels = x.detach(), weight_levels(self.bits)
-        large = largest(x, large_count(x.numel()))
-        step = small_range(x, large) / levels
+        large, step = weight_grid(x, self.bits)
         codes = (x / step).round_().clamp_(-levels, levels) + levels
         codes = codes.masked_fill(large, 2 * levels + 1).to(torch.uint8)
         return Coded(codes, self.bits, {"step": step, "large": x[large].to(LARGE)})

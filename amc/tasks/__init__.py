@@ -4,5 +4,6 @@ from amc.tasks.base import ModelCheck, Task
 from amc.tasks.classification import ClassificationTask
 from amc.tasks.detection import DetectionTask
 from amc.tasks.registry import load_task
+from amc.tasks.retrieval import RetrievalTask
 
-__all__ = ["ClassificationTask", "DetectionTask", "ModelCheck", "Task", "load_task"]
+__all__ = ["ClassificationTask", "DetectionTask", "ModelCheck", "RetrievalTask", "Task", "load_task"]

@@ -1,5 +1,7 @@
 """What the rest of the project may ask of a task."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -53,6 +55,15 @@ class Task(Protocol):
 
     def calibration(self, images: int = 1000, batch_size: int = 200, seed: int = 0) -> list[Tensor]:
         """Augmented unlabeled batches, disjoint from the reward split, float32 [B, C, H, W]."""
+        ...
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """What a task may offer besides: examples from the test split that a report draws."""
+
+    def save_examples(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
+        """Write what each network, by name, does with a few images into a run directory."""
         ...
 
 

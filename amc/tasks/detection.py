@@ -1,5 +1,8 @@
 """Object detection with a one-stage detector: focal, GIoU and centredness loss, mean average precision."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +11,7 @@ from amc.data.images import ImageData
 from amc.detection.agreement import same_detections
 from amc.detection.average_precision import AveragePrecision, average_precision, require_pycocotools
 from amc.detection.decoding import Detections, decode
+from amc.detection.examples import EXAMPLES, EXAMPLES_FILE, gather_examples, save_examples
 from amc.detection.features import maps_and_features
 from amc.detection.loss import detection_loss
 from amc.detection.maps import outputs
@@ -84,6 +88,16 @@ class DetectionTask:
     def calibration(self, images: int = 1000, batch_size: int = 200, seed: int = 0) -> list[Tensor]:
         """Augmented unlabeled training images, disjoint from the reward split."""
         return self.data.calibration(images, batch_size, seed)
+
+    def save_examples(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
+        """Write what networks find in the first images of the test split to `detections.npz`."""
+        normalised = self.data.normalised("test")[:EXAMPLES]
+        found = {name: self.detect(model, normalised) for name, model in networks.items()}
+        part = self.data.split("test")
+        examples = gather_examples(
+            part.images[:EXAMPLES], part.labels[:EXAMPLES], found, self.data.class_names
+        )
+        save_examples(folder / EXAMPLES_FILE, examples)
 
     def check(self, model: nn.Module, name: str) -> None:
         """Send one blank image through a model, so that a misfit shows before any work.

@@ -6,14 +6,15 @@ from amc.plugins import call_factory, is_import_path, load_factory
 from amc.tasks.base import Task
 from amc.tasks.classification import ClassificationTask
 from amc.tasks.detection import DetectionTask
+from amc.tasks.retrieval import RetrievalTask
 
 
 def load_task(name: str, data: ImageData) -> Task:
     """Load a task by name or import path.
 
     Args:
-        name: `classification`, `detection`, or `package.module:factory`; such a factory is called with
-            `data` where its signature names it.
+        name: `classification`, `detection`, `retrieval`, or `package.module:factory`; such a factory is
+            called with `data` where its signature names it.
         data: What the task works on.
 
     Raises:
@@ -24,9 +25,12 @@ def load_task(name: str, data: ImageData) -> Task:
         return ClassificationTask(data)
     if name == "detection":
         return DetectionTask(data)
+    if name == "retrieval":
+        return RetrievalTask(data)
     if not is_import_path(name):
         raise UserError(
-            f"There is no task '{name}': choose classification, detection or package.module:factory."
+            f"There is no task '{name}': choose classification, detection, retrieval or "
+            "package.module:factory."
         )
     task = call_factory(name, load_factory(name), {"data": data})
     if not isinstance(task, Task):

@@ -36,7 +36,11 @@ class LatencyCost:
 
     def lower_bound(self, partial: Partial) -> float:
         """The faster of two completions: smallest widths, all with the fewest or all with the most bits."""
-        return min(self.of(partial.filled(table)) for table in self._cheapest)
+        return self.of(self.cheapest(partial))
+
+    def cheapest(self, partial: Partial) -> np.ndarray:
+        """The faster of both, int64 [points, knobs]."""
+        return min((partial.filled(table) for table in self._cheapest), key=self.of)
 
     def upper_bound(self, partial: Partial) -> float:
         """The slower of two completions: largest widths, all with the fewest or all with the most bits."""

@@ -1,28 +1,33 @@
 """What stands in the place of a convolution: chains of convolutions, and kernels rebuilt from centroids."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import nn
 
+from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
-from amc.decomposition.low_rank import Chain
-from amc.export.registry import NO_ENDING, Call
+from amc.export.grid import grid_of
+from amc.export.registry import NO_ENDING, Call, Ending
 from amc.export.tflite.graph import TfliteGraph
 from amc.export.tflite.layers import conv2d
 from amc.export.tflite.registry import handles
 from amc.export.tflite.windows import pad
 from amc.export.value import Value
+from amc.quantization.modules import ActivationQuantizer
 
 
 @handles(Chain)
 def chain(g: TfliteGraph, call: Call) -> Value:
     """One convolution after the other; the last takes in the batch norm and what follows."""
     assert isinstance(call.module, Chain)
-    x, *before, last = call.x, *call.module
-    for module in before:
+    x, *before, last = call.x, *call.module.working
+    for module, after in pairwise((*before, last)):
         between = replace(call, args=(x,), kwargs={}, module=module, shapes=(_shape(module, x),))
-        x = _written(g, replace(between, batch_norm=None, ending=NO_ENDING))
+        # A convolution runs in int8 only where what it gives is quantized, too.
+        ending = Ending(grid=grid_of(after)) if isinstance(after, ActivationQuantizer) else NO_ENDING
+        x = _written(g, replace(between, batch_norm=None, ending=ending))
     return _written(g, replace(call, args=(x,), kwargs={}, module=last))
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from torch import fx
 
+from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
-from amc.decomposition.low_rank import Chain
 from amc.export.grid import Grid, grid_of
 from amc.export.registry import NO_ENDING, Ending, target_of
 from amc.export.simplify import CLIPS, bypass, simplify

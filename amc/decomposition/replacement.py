@@ -1,0 +1,91 @@
+"""The compressor that puts operators in the place of layers."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from amc.compress import Phase
+from amc.decomposition.operator import AMOUNT
+from amc.decomposition.registry import get_operator
+from amc.decomposition.responses import Responses
+from amc.network import Network
+from amc.policy import CompressionPolicy
+from amc.pruning.reconstruction import InputMoments
+from amc.slicing import clone_module, kept_positions
+from amc.space import Knob
+
+
+class OperatorReplacement:
+    """Replaces layers as the policy's operators and amounts say.
+
+    Fits are kept by layer, operator, amount, kept channels and weight; what a search decides again is copied.
+
+    Args:
+        kept: the channels that a policy keeps (`ChannelPruning.kept`).
+        moments: input moments of the original (`reconstruction.input_moments`), for fits on responses;
+            layers without any are fitted on weights.
+    """
+
+    phase = Phase.OPERATOR
+    knobs: tuple[Knob, ...] = ()
+    replaces = True
+
+    def __init__(
+        self,
+        kept: Callable[[Network, CompressionPolicy], Mapping[str, Tensor]],
+        moments: Mapping[str, InputMoments] | None = None,
+    ):
+        self.kept, self.moments = kept, dict(moments or {})
+        self._starts: dict[tuple[str, str, int], Any] = {}
+        self._fits: dict[tuple[str, str, int, bytes, bytes, bytes], nn.Module] = {}
+
+    def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
+        """Put the fitted module in the place of every layer whose decision names an operator."""
+        positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
+        for layer in network.layers:
+            decision = policy[layer.name]
+            if decision.replaced:
+                amount = decision.values[AMOUNT]
+                fitted = self._fitted(model, network, layer.name, decision.operator, amount, positions)
+                model.set_submodule(layer.name, clone_module(fitted))
+
+    def _fitted(
+        self,
+        model: fx.GraphModule,
+        network: Network,
+        name: str,
+        operator: str,
+        amount: int,
+        positions: Mapping[tuple[str, str], Tensor],
+    ) -> nn.Module:
+        inputs, outputs = positions.get((name, "in")), positions.get((name, "out"))
+        conv = model.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        # The weight too: a reconstruction that sees compressed inputs changes it with the layers in front.
+        key = (name, operator, amount, _bytes(inputs), _bytes(outputs), _digest(conv.weight))
+        if key not in self._fits:
+            responses = None
+            if name in self.moments:
+                original = network.module.get_submodule(name).get_parameter("weight")
+                responses = Responses.of(original, self.moments[name], inputs, outputs)
+            start = self._start(network, name, operator, amount)
+            self._fits[key] = get_operator(operator).fit(conv, amount, responses, start)
+        return self._fits[key]
+
+    def _start(self, network: Network, name: str, operator: str, amount: int) -> Any:
+        """What the fits of a layer have in common, whichever of its channels are left."""
+        if (name, operator, amount) not in self._starts:
+            whole = network.module.get_submodule(name)
+            assert isinstance(whole, nn.Conv2d)
+            self._starts[name, operator, amount] = get_operator(operator).prepare(whole, amount)
+        return self._starts[name, operator, amount]
+
+
+def _bytes(positions: Tensor | None) -> bytes:
+    return b"" if positions is None else positions.numpy().tobytes()
+
+
+def _digest(weight: Tensor) -> bytes:
+    return hashlib.sha256(weight.detach().contiguous().numpy().tobytes()).digest()

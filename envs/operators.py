@@ -1,0 +1,43 @@
+"""Which operators a search may choose from, and what a person should know about them."""
+
+from amc.decomposition.knobs import AmountKnob, OperatorKnob
+from amc.decomposition.registry import get_operator
+from amc.errors import UserError
+from amc.network import Network
+from envs.problem_config import ProblemConfig
+
+OperatorKnobs = tuple[OperatorKnob, AmountKnob] | tuple[()]
+
+
+def make_operator_knobs(config: ProblemConfig, network: Network) -> tuple[OperatorKnobs, tuple[str, ...]]:
+    """The knobs that choose operators, none where nothing takes part, and notes about them.
+
+    Raises:
+        UserError: an operator is unknown, or nothing bounds what operators change.
+    """
+    if not config.operators:
+        return (), ()
+    for cost in ("latency", "nonzeros"):
+        if cost in config.active_costs:
+            raise UserError(
+                f"--operators cannot be chosen under {cost}: it is not known before a network is built what "
+                "an operator brings there; search under macs, params, size or bops and measure afterwards."
+            )
+    useful = [name for name in config.operators if get_operator(name).lowers & {*config.active_costs}]
+    costs = " and ".join(dict.fromkeys(config.active_costs))
+    notes = tuple(
+        f"The operator {name} cannot lower {costs} and takes no part."
+        for name in config.operators
+        if name not in useful
+    )
+    choice = OperatorKnob(network, useful, "size" if "size" in config.active_costs else "macs")
+    offering = sum(bool(amounts) for amounts in choice.amounts.values())
+    if useful and not offering:
+        notes += (f"No layer of this network can be replaced by {' or '.join(useful)}.",)
+    if not offering:
+        return (), notes
+    notes += (
+        f"{offering} of {len(network.layers)} layers may be replaced ({', '.join(useful)}); the others have "
+        "no kernel that could be simplified.",
+    )
+    return (choice, AmountKnob(choice)), notes

@@ -1,0 +1,179 @@
+"""The page of the operator results: tables of whatever rows there are, and the choices layer by layer."""
+
+import io
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from amc.policy import ORIGINAL_OPERATOR
+from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, plan
+from scripts.results_page import markdown_table
+from scripts.results_runner import Row, Rows
+
+Table = list[dict[str, Any]]
+COLOURS = {
+    ORIGINAL_OPERATOR: "#8a8f98",
+    "filter-groups": "#3b7dd8",
+    "clustered-kernels": "#e8710a",
+    "channel-svd": "#2a9d5c",
+    "spatial-svd": "#8e44ad",
+}
+
+
+def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
+    """The tables, one object a row with the column names as keys, and the parts of the page."""
+    everything = [row for row in rows.values() if "unreachable" not in row]
+    tables = {
+        "choice": choice_table([row for row in everything if row["part"] == CHOICE]),
+        "fixed": fixed_table([row for row in everything if row["part"] == FIXED]),
+        "clusters": cluster_table([row for row in everything if row["part"] == CLUSTERS]),
+    }
+    unreachable = [f"- {name}: {row['unreachable']}" for name, row in rows.items() if "unreachable" in row]
+    return tables, [
+        "# Operators",
+        overview(rows),
+        "## The agent chooses the operator",
+        "Accuracy of the best policy of each search on the test split, before any fine-tuning: mean and "
+        "standard deviation over seeds. `joint` may prune channels and replace layers, `pruning` prunes, the "
+        "others keep all channels and only replace. Under size all of them choose bits, too.",
+        shown(tables["choice"]),
+        *([f"![Operators, channels and bits of each layer]({drawing})"] if drawing else []),
+        "## At equal MACs",
+        "One common compression of all layers. The MACs are those that whole channels, group sizes and ranks "
+        "allow below the budget.",
+        shown(tables["fixed"]),
+        "## One codebook for a whole network",
+        "All kernels of more than one element share the centroids, without any training; "
+        "`calibrated` has its batch-norm statistics re-estimated on 1,000 images.",
+        shown(tables["clusters"]),
+        *(["## Out of reach", "\n".join(unreachable)] if unreachable else []),
+    ]
+
+
+def overview(rows: Rows) -> str:
+    """How much of the plan is there, and how to make the rest."""
+    hours = sum(row["seconds"] for row in rows.values()) / 3600
+    return (
+        f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
+        "`python -m scripts.operator_results --data-root FOLDER --resnet56 FILE` makes the missing ones, and "
+        "each row in `operators.json` names its own command."
+    )
+
+
+def choice_table(rows: Sequence[Row]) -> Table:
+    """Means over seeds."""
+    table = []
+    for network, budget, arm in dict.fromkeys((r["network"], r["setting"], r["arm"]) for r in rows):
+        mine = [r for r in rows if (r["network"], r["setting"], r["arm"]) == (network, budget, arm)]
+        table.append(
+            {
+                "network": network,
+                "budget": budget,
+                "choice": arm,
+                "seeds": len(mine),
+                "test": spread([row["test_untuned"] for row in mine]),
+                "reward split": spread([row["reward_accuracy"] for row in mine]),
+                "MACs": percent(statistics.mean(row["macs_share"] for row in mine)),
+                "size": percent(statistics.mean(row["size_share"] for row in mine)),
+                "replaced layers": round(statistics.mean(replaced(row) for row in mine), 1),
+                "s/evaluation": round(statistics.mean(row["seconds_per_evaluation"] for row in mine), 2),
+            }
+        )
+    return table
+
+
+def fixed_table(rows: Sequence[Row]) -> Table:
+    """One line a row."""
+    return [
+        {
+            "network": row["network"],
+            "budget": f"macs={row['setting']}",
+            "method": row["arm"],
+            "MACs": percent(row["macs_share"]),
+            "original": percent(row["test_original"]),
+            "un-tuned": percent(row["test_untuned"]),
+            "tuned": percent(row["test_tuned"]),
+            "epochs": row["epochs"],
+            f"ms ({row['target']})": round(row["ratio"] * row["original_ms"], 3),
+            "of the original's ms": percent(row["ratio"]) + ("" if row["reliable"] else " (unreliable)"),
+        }
+        for row in sorted(rows, key=lambda row: (row["network"], -float(row["setting"])))
+    ]
+
+
+def cluster_table(rows: Sequence[Row]) -> Table:
+    """One line a codebook."""
+    return [
+        {
+            "network": row["network"],
+            "centroids x poses": row["setting"],
+            "bits of an index": row["index_bits"],
+            "weight error": round(row["weight_error"], 4),
+            "original": percent(row["test_original"]),
+            "raw": percent(row["test_raw"]),
+            "calibrated": percent(row["test_calibrated"]),
+        }
+        for row in rows
+    ]
+
+
+def shown(table: Table) -> str:
+    """A Markdown table, or that there is none yet."""
+    if not table:
+        return "*Not measured yet.*"
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    return markdown_table(columns, [[row.get(name, "") for name in columns] for row in table])
+
+
+def percent(share: float) -> str:
+    """A share with two digits."""
+    return f"{share:.2%}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2%} ± {100 * deviation:.2f}"
+
+
+def replaced(row: Row) -> int:
+    """Layers with an operator."""
+    return sum(layer["operator"] != ORIGINAL_OPERATOR for layer in row["layers"])
+
+
+def drawing_png(rows: Sequence[Row]) -> bytes | None:
+    """Bars of the joint policies of the lowest seed there is: kept channels, coloured by operator."""
+    panels: dict[tuple[str, str], Row] = {}
+    for row in sorted((row for row in rows if row.get("arm") == JOINT and "layers" in row), key=_seed):
+        panels.setdefault((row["network"], row["setting"]), row)
+    if not panels:
+        return None
+    figure = Figure(figsize=(11, 2.6 * len(panels)), dpi=150, layout="constrained")
+    for axes, ((network, cost), row) in zip(
+        figure.subplots(len(panels), 1, squeeze=False).flat, panels.items(), strict=True
+    ):
+        layers, places = row["layers"], range(len(row["layers"]))
+        colours = [COLOURS.get(layer["operator"], "black") for layer in layers]
+        axes.bar(places, [layer["keep"] for layer in layers], color=colours)
+        for place, layer in zip(places, layers, strict=True):
+            bits = "" if layer["weight_bits"] == 32 else f"{layer['weight_bits']} b"
+            said = "\n".join(text for text in (str(layer["amount"] or ""), bits) if text)
+            axes.annotate(said, (place, layer["keep"]), ha="center", va="bottom", fontsize=5)
+        axes.set_xticks(places, [layer["layer"] for layer in layers], rotation=90, fontsize=5)
+        axes.set_ylim(0, 1.25)
+        axes.set_ylabel("channels kept")
+        axes.set_title(
+            f"{network} under {cost}, seed {row['seed']}: amount and bits above the bars", fontsize=8
+        )
+        handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items() if colour in colours]
+        axes.legend(handles=handles, fontsize=6, ncols=len(handles), loc="upper right")
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _seed(row: Row) -> int:
+    return int(row["seed"])

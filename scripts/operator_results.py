@@ -1,0 +1,177 @@
+"""Regenerate the figures and the page of the operators, row by row; may be cut at any moment and repeated."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from agents.run import Run, load_source
+from amc.decomposition.clustered_conv import cluster_layers, clustered_layers
+from amc.decomposition.operator import AMOUNT, convolution_obstacle
+from amc.errors import UserError
+from amc.files import write_atomically
+from amc.network import trace
+from amc.policy import CompressionPolicy
+from amc.recovery.calibrate import calibrate
+from amc.targets.meter import LatencyMeter
+from scripts.cli import run as run_script
+from scripts.operator_page import drawing_png, page
+from scripts.operator_rows import (
+    CHOICE,
+    CLUSTERS,
+    FIXED,
+    OperatorResults,
+    Spec,
+    configuration,
+    plan,
+    run_folder,
+    source,
+)
+from scripts.results_page import write_page
+from scripts.results_runner import Row, Rows, Runner
+from scripts.results_runs import Unreachable, searched, tuned_figures
+
+
+def main(options: OperatorResults) -> None:
+    """Make the missing rows of the operator results and write the page; may be cut anywhere and repeated."""
+    runner = Runner[Spec](
+        options.out,
+        key=lambda spec: spec.name,
+        make=lambda spec: MAKERS[spec.part](options, spec),
+        about=lambda spec: {"command": f"python -m scripts.operator_results --only '{spec.name}'"},
+        summary=lambda rows: summary(options, rows),
+        prepare=lambda missing: prepare(options, missing),
+    )
+    runner.run(runner.chosen(plan(), options.only), options.list)
+
+
+def prepare(options: OperatorResults, missing: list[Spec]) -> list[Spec]:
+    """The rows whose weights are here, with a sentence about the others; sets the threads.
+
+    Raises:
+        UserError: nothing can be made here, or the settings make no sense.
+    """
+    if min(options.threads, options.evaluations, options.epochs) < 1:
+        raise UserError("--threads, --evaluations and --epochs must be at least 1.")
+    absent = sorted({spec.network for spec in missing if not options.weights(spec.network).is_file()})
+    for network in absent:
+        weights = options.weights(network)
+        print(f"{network} is skipped: there is no {weights}; pass --{network}.", file=sys.stderr)
+    possible = [spec for spec in missing if spec.network not in absent]
+    if missing and not possible:
+        raise UserError(f"None of the {len(missing)} missing rows can be made without weights.")
+    torch.set_num_threads(options.threads)
+    return possible
+
+
+def choice_row(options: OperatorResults, spec: Spec) -> Row:
+    """The best policy of a search: accuracies, costs and what it chose for every layer."""
+    try:
+        with searched(run_folder(options, spec), configuration(options, spec)) as run:
+            best = run.log.best()
+            assert best is not None
+            return {
+                "evaluations": len(run.log),
+                "reward_accuracy": best.score,
+                **network_figures(run, best.policy),
+                "seconds_per_evaluation": round(sum(row.seconds for row in run.log.rows) / len(run.log), 3),
+            }
+    except Unreachable as error:
+        return {"unreachable": str(error)}
+
+
+def fixed_row(options: OperatorResults, spec: Spec) -> Row:
+    """One common compression: before and after fine-tuning, and in milliseconds."""
+    folder = run_folder(options, spec)
+    try:
+        with searched(folder, configuration(options, spec)) as run:
+            found = network_figures(run, run.best_policy)
+            model = run.evaluator.compressed(run.best_policy)
+            meter = LatencyMeter(run.network, run.problem.target)
+            try:
+                timing = meter.timing(run.best_policy, model)
+            finally:
+                meter.close()
+    except Unreachable as error:
+        return {"unreachable": str(error)}
+    tuned = tuned_figures(folder, options.epochs)
+    return {
+        **found,
+        "target": options.target,
+        "original_ms": meter.original,
+        "ms": timing.best,
+        "ratio": timing.ratio,
+        "reliable": timing.reliable,
+        "epochs": options.epochs,
+        "test_tuned": tuned["scores"]["fine-tuned"]["test"],
+    }
+
+
+def network_figures(run: Run, policy: CompressionPolicy) -> Row:
+    """Un-tuned test accuracies and costs of a policy, and its decisions."""
+    original = run.problem.original_costs
+    costs = run.evaluator.costs_of(policy)
+    return {
+        "test_original": run.task.score(run.network.copy(), "test"),
+        "test_untuned": run.task.score(run.evaluator.compressed(policy), "test"),
+        "macs_share": costs["macs"] / original["macs"],
+        "size_share": costs["size"] / original["size"],
+        "layers": [
+            {
+                "layer": layer.name,
+                "operator": policy[layer.name].operator,
+                "amount": policy[layer.name].values.get(AMOUNT),
+                "keep": policy[layer.name].values.get("width", layer.out_channels) / layer.out_channels,
+                "weight_bits": policy[layer.name].values.get("weight_bits", 32),
+            }
+            for layer in run.network.layers
+        ],
+    }
+
+
+def cluster_row(options: OperatorResults, spec: Spec) -> Row:
+    """Un-tuned accuracies of a network whose kernels share one codebook."""
+    model, task = load_source(source(options, spec.network))
+    network = trace(task.traced(model), task.example_input())
+    clustered = network.copy()
+    names = [
+        layer.name
+        for layer in network.layers
+        if convolution_obstacle(network.module.get_submodule(layer.name)) is None
+    ]
+    centroids, poses = map(int, spec.setting.split("x"))
+    before = [clustered.get_submodule(name).get_parameter("weight").detach() for name in names]
+    codebook = cluster_layers(clustered, names, centroids, poses)
+    after = [layer.weight.detach() for layer in clustered_layers(clustered).values()]
+    error = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True))
+    found = {
+        "test_original": task.score(network.copy(), "test"),
+        "index_bits": codebook.index_bits,
+        "weight_error": error / sum(float(b.square().sum()) for b in before),
+        "test_raw": task.score(clustered, "test"),
+    }
+    calibrate(clustered, task.calibration(1000))
+    return {**found, "test_calibrated": task.score(clustered, "test")}
+
+
+MAKERS = {CHOICE: choice_row, FIXED: fixed_row, CLUSTERS: cluster_row}
+
+
+def summary(options: OperatorResults, rows: Rows) -> dict[str, Any]:
+    """Write the page beside the figures; the tables have one object a row, by column names."""
+    drawn = options.out.with_name("operators_layers.png")
+    png = drawing_png(list(rows.values()))
+    if png is not None:
+        write_atomically(drawn, png)
+    tables, parts = page(rows, drawn.name if png else None)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_page(options.out.with_suffix(".md"), parts)
+    return {"tables": tables}
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,143 @@
+"""The rows of the operator results: which there are, and the searches behind them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from agents.config import AgentConfig, SearchConfig
+from agents.run_config import RunConfig, SourceConfig
+from envs.problem_config import ProblemConfig
+
+CHOICE, FIXED, CLUSTERS = "choice", "fixed", "clusters"
+NETWORKS = ("resnet56", "vgg16")
+SEEDS = (0, 1, 2)
+EVALUATIONS, EPOCHS = 100, 15
+BUDGETS = {"macs": "macs=0.4", "size": "size=0.06"}
+FRACTIONS = (0.5, 0.25)
+JOINT, PRUNING = "joint", "pruning"
+ALONE = {"macs": ("filter-groups",), "size": ("filter-groups", "clustered-kernels")}
+METHODS = (PRUNING, "filter-groups", "channel-svd", "spatial-svd")
+CODEBOOKS = ((32, 8), (64, 1), (256, 1))
+"""Centroids and poses of one codebook for a whole network."""
+
+
+@dataclass(frozen=True)
+class OperatorResults:
+    """Options; rows that the output already has are not made again."""
+
+    only: str = "*"
+    """Make the rows whose names match this shell pattern, as in 'choice/resnet56/macs/*'."""
+    list: bool = False
+    """Only say which rows there are, which are done, and how long those took."""
+    out: Path = Path("docs/results/operators.json")
+    """Figures file; the page lies beside it. Every finished row is written at once."""
+    runs: Path = Path("runs/operators")
+    """Where the run directories go; interrupted searches and fine-tunings continue."""
+    data_root: Path = Path("data")
+    """Folder that holds cifar-10-batches-py."""
+    resnet20: Path = Path("resnet20.th")
+    """The common ResNet-20 weights for CIFAR-10."""
+    resnet56: Path = Path("resnet56.th")
+    """The common ResNet-56 weights for CIFAR-10."""
+    vgg16: Path = Path("docs/weights/vgg16.safetensors")
+    """VGG-16-BN trained by scripts/pretrain.py."""
+    vgg16_width: float = 1.0
+    """Multiplier of its channel counts."""
+    target: str = "openvino"
+    """Runtime that milliseconds are measured in."""
+    evaluations: int = EVALUATIONS
+    """Evaluations of each search."""
+    epochs: int = EPOCHS
+    """Passes over the training images after a fixed compression."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are scored and trained."""
+    threads: int = 1
+    """CPU threads for scoring and training."""
+
+    def weights(self, network: str) -> Path:
+        """The weight file of a network."""
+        return {"resnet20": self.resnet20, "resnet56": self.resnet56, "vgg16": self.vgg16}[network]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row.
+
+    Attributes:
+        part: "choice", "fixed" or "clusters".
+        network: by name.
+        setting: the bounded cost of a choice, the share of MACs of a fixed compression, the codebook's
+            "centroids x poses".
+        arm: what may replace layers.
+        seed: of a search, as text.
+    """
+
+    part: str
+    network: str
+    setting: str
+    arm: str = ""
+    seed: str = ""
+
+    @property
+    def name(self) -> str:
+        """The row's id."""
+        return "/".join(value for value in vars(self).values() if value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that mean something."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+def plan() -> list[Spec]:
+    """Every row; the quickest come first, and the seeds of all arms before the next seed."""
+    books = [Spec(CLUSTERS, "resnet20", f"{k}x{poses}") for k, poses in CODEBOOKS]
+    fixed = [
+        Spec(FIXED, network, str(share), arm)
+        for network in NETWORKS
+        for share in FRACTIONS
+        for arm in METHODS
+    ]
+    choices = [
+        Spec(CHOICE, network, cost, arm, str(seed))
+        for network in NETWORKS
+        for cost in BUDGETS
+        for seed in SEEDS
+        for arm in (JOINT, PRUNING, *ALONE[cost])
+    ]
+    return [*books, *fixed, *choices]
+
+
+def source(options: OperatorResults, network: str) -> SourceConfig:
+    """The trained network and its data."""
+    return SourceConfig(
+        network,
+        options.weights(network),
+        width=options.vgg16_width if network == "vgg16" else 1.0,
+        data="cifar10",
+        data_root=options.data_root,
+        device=options.device,
+        threads=options.threads,
+    )
+
+
+def configuration(options: OperatorResults, spec: Spec) -> RunConfig:
+    """The search of a row; a fixed compression is the uniform policy alone."""
+    fixed = spec.part == FIXED
+    budget = f"macs={spec.setting}" if fixed else BUDGETS[spec.setting]
+    operators = {JOINT: ALONE.get(spec.setting, ()), PRUNING: ()}.get(spec.arm, (spec.arm,))
+    keep = ProblemConfig().min_keep if spec.arm in (JOINT, PRUNING) else 1.0
+    problem = ProblemConfig(budget=(budget,), target=options.target, operators=operators, min_keep=keep)
+    if fixed:
+        return RunConfig(
+            source(options, spec.network),
+            problem,
+            AgentConfig(algorithm="uniform"),
+            SearchConfig(evaluations=1),
+        )
+    agent, search = AgentConfig(seed=int(spec.seed)), SearchConfig(evaluations=options.evaluations)
+    return RunConfig(source(options, spec.network), problem, agent, search)
+
+
+def run_folder(options: OperatorResults, spec: Spec) -> Path:
+    """The run directory of a row."""
+    return options.runs / spec.name.replace("/", "-")

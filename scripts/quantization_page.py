@@ -1,0 +1,207 @@
+"""The page of the quantization results: tables and drawings of whatever rows there are."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from amc.errors import UserError
+from amc.files import write_atomically
+from scripts.cli import run
+from scripts.quantization_plots import bits_png, errors_png
+from scripts.quantization_rows import AWARE_EPOCHS, MIXED_EPOCHS, plan
+from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_runner import Row, Rows
+
+NOTHING = "*Not measured yet.*"
+IMAGES = (10, 30, 100, 300, 1000)
+CLAIMS = {
+    ("label-free", "4"): "90.1 -> 91.5",
+    ("label-free", "3"): "75.0 -> 89.0",
+    ("label-free", "2"): "10.2 -> 75.8",
+}
+"""Raw and re-normalized accuracy that the sheet of He and Cheng (ECCV 2018) was checked with."""
+LQ_CLAIM = {"3": "within 1.0 point of floats", "2": "within 2.5 points of floats"}
+
+
+@dataclass(frozen=True)
+class QuantizationPage:
+    """Options of the page."""
+
+    figures: Path = Path("docs/results/quantization.json")
+    """What scripts/quantization_results.py has written; the page goes beside it."""
+    images: Path = Path("docs/images")
+    """Folder of the plots."""
+
+
+def main(options: QuantizationPage) -> None:
+    """Write the page of the quantization results and its plots from the figures."""
+    rows: Rows = read_figures(options.figures).get("rows", {})
+    if not rows:
+        raise UserError(f"{options.figures} has no rows yet: scripts/quantization_results.py makes them.")
+    options.images.mkdir(parents=True, exist_ok=True)
+    made, found = list(rows.values()), tables(list(rows.values()))
+    parts = ["# Quantizers and mixed precision, measured", *overview(rows)]
+    for (title, said), lines in zip(SECTIONS, found.values(), strict=True):
+        parts += [f"## {title}", said, as_markdown(lines)]
+    page = options.figures.with_suffix(".md")
+    write_page(page, [*parts, *drawings(made, options), *missing(rows)])
+    print(page)
+
+
+SECTIONS = (
+    (
+        "Without training",
+        "Weights of every ResNet-20 layer but the first and the last, activations in floats; accuracy on the "
+        "test split in percent, as it is and with batch norms re-estimated from N unlabeled images. "
+        "`python -m scripts.quantization_results --only 'untrained/*'`.",
+    ),
+    (
+        "Quantization-aware fine-tuning",
+        f"Weights and activations of the same layers, {AWARE_EPOCHS} epochs from the standard weights, the "
+        "same schedule for both. `python -m scripts.quantization_results --only 'aware/*'`.",
+    ),
+    (
+        "Value-aware quantization",
+        "3-bit Laplace data (the paper: 2.8 -> 11.8 dB at r = 2 %), and what one training step of ResNet-20 "
+        "keeps of its activations. `python -m scripts.quantization_results --only memory/resnet20`.",
+    ),
+    (
+        "Mixed precision",
+        "Bits 2 to 8 of every layer's weights at the bytes of 3 or 4 uniform bits everywhere (size3, size4), "
+        "of weights and activations at the bit-operations of 4 bits (bops4), and of weights with channels at "
+        f"size4 (joint4); re-normalized, and after {MIXED_EPOCHS} epochs. "
+        "`python -m scripts.quantization_results --only 'mixed/*'` and `'tuned/*'`.",
+    ),
+)
+
+
+def overview(rows: Rows) -> list[str]:
+    """What all sections share."""
+    planned = {spec.name for spec in plan()}
+    hours = sum(row["seconds"] for row in rows.values()) / 3600
+    return [
+        "CIFAR-10, the common ResNet weights. Scores of the reward split decide; the test split is only "
+        "looked at afterwards. Bytes are those of the numbers in `model.safetensors`: packed codes, scales, "
+        "bases, codebooks, biases with batch norms folded in.",
+        f"{len(planned & set(rows))} of {len(planned)} rows are measured, which took {hours:.1f} hours. "
+        "`python -m scripts.quantization_results` makes the missing ones, with `--data-root`, `--weights-20` "
+        "and `--weights-56`; `python -m scripts.quantization_page` writes this page from them.",
+    ]
+
+
+def tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Every table of the page as one object a row."""
+    return {
+        "untrained": [untrained_line(row) for row in of(rows, "untrained")],
+        "aware": [aware_line(row) for row in of(rows, "aware")],
+        "value_aware": [line for row in of(rows, "memory") for line in memory_lines(row)],
+        "mixed": [mixed_line(row, of(rows, "tuned")) for row in of(rows, "mixed")],
+    }
+
+
+def of(rows: Sequence[Row], part: str) -> list[Row]:
+    """The rows of a part in the order of the plan."""
+    order = {spec.name: place for place, spec in enumerate(plan())}
+    found = [row for row in rows if row["part"] == part]
+    return sorted(found, key=lambda row: order.get(row["command"].split("'")[1], len(order)))
+
+
+def untrained_line(row: Row) -> dict[str, Any]:
+    """A quantizer with given bits."""
+    return {
+        "quantizer": row["quantizer"],
+        "bits": row["budget"],
+        "stored bits": row["stored bits"],
+        "Huffman bits": row.get("huffman bits", ""),
+        "weight error": row["weight error"],
+        "raw": row["raw"],
+        **{f"{count} images": row[f"{count} images"] for count in IMAGES},
+        "claim": CLAIMS.get((row["quantizer"], row["budget"]), ""),
+    }
+
+
+def aware_line(row: Row) -> dict[str, Any]:
+    """A fine-tuning with given bits of weights and activations."""
+    lost = 100 * (row["test_tuned"] - row["original_test"])
+    return {
+        "quantizer": row["quantizer"],
+        "bits": f"{row['budget']}/{row['budget']}",
+        "epochs": row["epochs"],
+        "untrained": percent(row["test_untuned"]),
+        "fine-tuned": percent(row["test_tuned"]),
+        "points": round(lost, 2),
+        "goal": LQ_CLAIM[row["budget"]] if row["quantizer"] == "lq" else "",
+    }
+
+
+def memory_lines(row: Row) -> list[dict[str, Any]]:
+    """The anchor, and measured bytes."""
+    anchor = [
+        {"what": f"3-bit Laplace, {name}", "figure": f"{dB} dB"} for name, dB in row["laplace_3_bits"].items()
+    ]
+    kept = [
+        {
+            "what": f"activations kept of {row['images']} images, {name} and {row['share']:.0%} large",
+            "figure": f"{found['bytes']:,} of {found['plain_bytes']:,} bytes ({found['ratio']}x)",
+        }
+        for name, found in row.items()
+        if isinstance(found, dict) and "plain_bytes" in found
+    ]
+    return anchor + kept
+
+
+def mixed_line(row: Row, tuned: Sequence[Row]) -> dict[str, Any]:
+    """A search, and its network after fine-tuning where that was done."""
+    keys = ("network", "budget", "quantizer", "searcher", "seed")
+    fine = [each for each in tuned if all(each[key] == row[key] for key in keys)]
+    return {
+        **{key: row[key] for key in keys},
+        "bytes": int(row["size"]),
+        "evaluations": row["evaluations"],
+        "reward split": percent(row["reward_accuracy"]),
+        "test un-tuned": percent(row["test_untuned"]),
+        "test fine-tuned": percent(fine[0]["test_tuned"]) if fine else "",
+        "seconds": row["seconds"],
+    }
+
+
+def percent(share: float) -> float:
+    """In percent, two digits."""
+    return round(100 * share, 2)
+
+
+def as_markdown(lines: Sequence[dict[str, Any]]) -> str:
+    """A table whose columns are the keys."""
+    if not lines:
+        return NOTHING
+    return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def drawings(rows: Sequence[Row], options: QuantizationPage) -> list[str]:
+    """Errors against bits on real weights, and the bits of every layer."""
+    parts = ["## Drawings"]
+    errors = of(rows, "error")
+    searched = [row for row in of(rows, "mixed") if row["seed"] == "0" and row["quantizer"] == "uniform"]
+    for name, png, said in (
+        ("quantization_errors", errors_png(errors), "Signal to quantization noise of real weights"),
+        ("quantization_bits", bits_png(searched), "Bits of the weights, layer by layer"),
+    ):
+        if png is not None:
+            write_atomically(options.images / f"{name}.png", png)
+            parts.append(f"![{said}](../images/{name}.png)")
+    return parts if len(parts) > 1 else []
+
+
+def missing(rows: Rows) -> list[str]:
+    """The rows that nobody has made yet."""
+    absent = [spec.name for spec in plan() if spec.name not in rows]
+    return [f"Not measured yet: {', '.join(absent)}."] if absent else []
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,52 @@
+"""The drawings of the quantization results."""
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from agents.figures import SERIES
+from scripts.results_runner import Row
+
+PANEL = (6.0, 4.2)
+"""Inches."""
+BARS = (9.0, 2.2)
+
+
+def errors_png(rows: Sequence[Row]) -> bytes | None:
+    """Signal to noise against the bits that are really stored, a panel a network; None without rows."""
+    if not rows:
+        return None
+    figure = Figure(figsize=(PANEL[0] * len(rows), PANEL[1]), dpi=150, layout="constrained")
+    for axes, row in zip(figure.subplots(1, len(rows), squeeze=False).flat, rows, strict=True):
+        for (name, heights), (colour, marker) in zip(row["sqnr"].items(), SERIES, strict=False):
+            axes.plot(row["stored"][name], heights, color=colour, marker=marker, markersize=4, label=name)
+        axes.set_title(row["network"], fontsize=10)
+        axes.set_xlabel("stored bits a weight")
+        axes.set_ylabel("signal to quantization noise (dB)")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    return as_png(figure)
+
+
+def bits_png(rows: Sequence[Row]) -> bytes | None:
+    """Bits of every layer's weights as bars, a panel a search; None without rows."""
+    if not rows:
+        return None
+    figure = Figure(figsize=(BARS[0], BARS[1] * len(rows)), dpi=120, layout="constrained")
+    for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False).flat, rows, strict=True):
+        bits = row["weight_bits"]
+        axes.bar(range(len(bits)), list(bits.values()), color=SERIES[0][0])
+        title = f"{row['network']} {row['budget']}, {row['searcher']}: {row['test_untuned']:.2%} un-tuned"
+        axes.set_title(title, fontsize=9)
+        axes.set_ylim(0, 8.5)
+        axes.set_ylabel("bits")
+        axes.set_xticks(range(len(bits)), list(bits), rotation=90, fontsize=5)
+    return as_png(figure)
+
+
+def as_png(figure: Figure) -> bytes:
+    """The bytes of a picture file."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()

@@ -1,0 +1,188 @@
+"""Networks of timm and torchvision by name, and what it takes to trace them."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.errors import UserError
+from amc.export import check_export, export_onnx
+from amc.models import build_model
+from amc.models.hub import import_library
+from amc.network import trace
+from scripts.architectures import Spec, measured
+from scripts.architectures_page import write_architectures
+
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="the extra hub is missing")
+IMAGE = torch.zeros(1, 3, 16, 16)
+
+
+# ---- libraries ------------------------------------------------------------------------------------------
+
+
+# Squeeze and excitation with hard swish, a convolution in groups, standardised weights.
+@needs_timm
+@pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "timm:regnetx_002"])
+def test_a_network_of_timm_is_halved_and_exported(name):
+    row = measured(Spec(name))
+    assert "refused" not in row
+    assert row["macs_counted"] == row["macs_after"] <= row["macs"] / 2
+    assert row["masked_error"] < 1e-4 and row["onnxruntime"] < 1e-4 and row["openvino"] < 1e-4
+    assert row["frozen_groups"] == 0 and row["exporter"] == "amc"
+
+
+@needs_timm
+def test_a_network_of_torchvision_has_as_many_classes_as_asked_for():
+    model = build_model("torchvision:squeezenet1_1", classes=7).eval()
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
+@needs_timm
+def test_channels_of_the_images_reach_timm_and_are_refused_by_torchvision():
+    assert build_model("timm:lcnet_050", in_channels=1).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+    with pytest.raises(UserError, match="reads 3 channels and the images have 1"):
+        build_model("torchvision:resnet18", in_channels=1)
+
+
+@needs_timm
+def test_an_unknown_architecture_names_the_closest():
+    with pytest.raises(UserError, match="did you mean 'timm:resnet18'"):
+        build_model("timm:resnet_18")
+    with pytest.raises(UserError, match="has no width multiplier"):
+        build_model("timm:resnet18", width=0.5)
+
+
+def test_a_missing_library_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'Models of timm need an extra: pip install "amc-compress\[hub\]"'):
+        import_library("timm")
+
+
+# ---- functional layers ----------------------------------------------------------------------------------
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised, padded to the input's size, with a functional norm."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 3, stride=2)
+        self.norm_weight, self.norm_bias = (
+            nn.Parameter(torch.rand(outputs)),
+            nn.Parameter(torch.rand(outputs)),
+        )
+        self.register_buffer("mean", torch.rand(outputs))
+        self.register_buffer("variance", torch.rand(outputs) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = max((math.ceil(x.shape[-1] / 2) - 1) * 2 + 3 - x.shape[-1], 0)
+        x = F.pad(x, (missing // 2, missing - missing // 2) * 2)
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        x = F.conv2d(x, weight, self.bias, self.stride)
+        return F.batch_norm(x, self.mean, self.variance, self.norm_weight, self.norm_bias, False, 0.1, 1e-5)
+
+
+class Functional(nn.Module):
+    """Everything called as a function; the branch is taken by the size of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Standardised(3, 8), Standardised(8, 6)
+        self.weight = nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        if x.shape[-1] > 4:
+            x = F.relu(self.second(x))
+        assert x.dim() == 4
+        return F.linear(x.mean((2, 3)), self.weight)
+
+
+def test_functional_layers_become_modules_that_compute_the_same():
+    model, x = Functional().eval(), torch.randn(4, 3, 16, 16)
+    network = trace(model, IMAGE)
+    assert [layer.name for layer in network.layers] == ["first.conv2d", "second.conv2d", "linear"]
+    assert network.layer("first.conv2d").norm == "first.norm"
+    assert {group.name for group in network.groups if not group.frozen} == {"first.conv2d", "second.conv2d"}
+    with torch.no_grad():
+        torch.testing.assert_close(network.module(x), model(x))
+
+
+def test_parameters_that_became_a_modules_are_not_kept_twice():
+    parameters = dict(trace(Functional(), IMAGE).module.named_parameters())
+    assert "first.conv2d.weight" in parameters and "first.norm.bias" in parameters
+    assert not {"first.weight", "first.norm_weight", "weight"} & set(parameters)
+
+
+def test_a_functional_layer_that_is_called_twice_is_one_module():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(F.conv2d(self.stem(x), self.weight), self.weight).mean((2, 3))
+
+    network = trace(Shared(), IMAGE)
+    assert [layer.name for layer in network.layers] == ["stem", "conv2d"]
+    assert network.frozen_reasons()["stem"] == "conv2d is called more than once"
+
+
+def test_control_flow_on_the_values_of_a_tensor_stays_refused():
+    class Gated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.mean() > 0 else -x
+
+    with pytest.raises(UserError, match="values of a tensor cannot be used as inputs to control flow"):
+        trace(Gated(), IMAGE)
+
+
+# ---- operations that the libraries use ------------------------------------------------------------------
+
+
+class Tail(nn.Module):
+    """A convolution, a function of its output, and the mean over all axes but the first two."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.stem, self.function = nn.Conv2d(3, 4, 3, padding=1), function
+        self.norm, self.linear = nn.LayerNorm(4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.stem(x)).flatten(1)
+
+
+OPERATIONS = {
+    "gelu": lambda net, x: F.gelu(x),
+    "gelu by tanh": lambda net, x: F.gelu(x, approximate="tanh"),
+    "layer norm": lambda net, x: net.norm(x.permute(0, 2, 3, 1)),
+    "functional layer norm": lambda net, x: F.layer_norm(x, (16, 16)),
+    "linear of rows": lambda net, x: net.linear(x.flatten(2).transpose(1, 2)),
+    "stack and sum": lambda net, x: torch.stack([x, x * 2, x + 1], dim=1).sum(dim=1),
+    "nearest": lambda net, x: F.interpolate(x, scale_factor=2, mode="nearest"),
+    "pool with nothing left over": lambda net, x: F.avg_pool2d(x, 2, 2, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_exported_without_the_fallback(name, tmp_path):
+    network = trace(Tail(OPERATIONS[name]), IMAGE)
+    file = export_onnx(network.module, IMAGE, tmp_path / "model.onnx")
+    found = check_export(file.path, network.module, torch.randn(3, 3, 16, 16))
+    assert file.exporter == "amc"
+    assert all(agreement.relative_error < 1e-5 for agreement in found.values())
+
+
+def test_the_page_tells_networks_that_were_halved_from_those_that_were_not(tmp_path):
+    good = {"model": "a", "side": 64, "decision_points": 3, "channel_groups": 3, "frozen_groups": 1}
+    good |= {"frozen": {"conv": "conv mixes"}, "macs": 4e6, "macs_after": 2e6, "macs_counted": 2e6}
+    good |= {"params": 1e6, "params_after": 4e5, "masked_error": 0.0, "onnxruntime": 1e-6, "openvino": 2e-3}
+    good |= {"litert": "TFLite export has no exact translation of roll.", "seconds": 3.0}
+    bad = {"model": "b", "refused": "It cannot be traced.", "seconds": 1.0}
+    write_architectures(tmp_path / "table.json", {"a": good, "b": bad}, ["a", "b", "c"])
+    text = (tmp_path / "table.md").read_text()
+    assert "| a | 64 | 3 | 1 of 2 | 4.00 M | 50.0% | 1.00 M | 40.0% | 1e-06 | **2e-03** | roll | 3 |" in text
+    assert "| b |  | It cannot be traced. |" in text and "Not made yet: c." in text
+    assert "1 of 2 networks could be halved" in text

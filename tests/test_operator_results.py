@@ -1,0 +1,64 @@
+"""The plan and the page of the operator results."""
+
+from pathlib import Path
+
+import pytest
+
+from amc.errors import UserError
+from scripts.operator_page import drawing_png, page
+from scripts.operator_results import main
+from scripts.operator_rows import FIXED, JOINT, OperatorResults, Spec, configuration, plan
+
+LAYERS = [
+    {"layer": "conv1", "operator": "original", "amount": None, "keep": 0.5, "weight_bits": 6},
+    {"layer": "conv2", "operator": "filter-groups", "amount": 4, "keep": 1.0, "weight_bits": 4},
+]
+
+
+def choice_row(seed: int, test: float) -> dict:
+    about = Spec("choice", "resnet56", "size", JOINT, str(seed)).to_json()
+    figures = {"test_untuned": test, "reward_accuracy": 0.9, "macs_share": 0.4, "size_share": 0.06}
+    return {**about, **figures, "layers": LAYERS, "seconds": 60.0, "seconds_per_evaluation": 1.5}
+
+
+def test_every_row_has_a_name_of_its_own():
+    names = [spec.name for spec in plan()]
+    assert len(names) == len({*names})
+    assert "choice/vgg16/size/clustered-kernels/2" in names and "fixed/resnet56/0.25/spatial-svd" in names
+
+
+def test_arms_differ_in_what_they_may_do():
+    options = OperatorResults()
+    kept = {
+        arm: (problem.operators, problem.min_keep)
+        for arm in (JOINT, "pruning", "filter-groups")
+        for problem in [configuration(options, Spec("choice", "resnet56", "macs", arm, "1")).problem]
+    }
+    assert kept == {
+        JOINT: (("filter-groups",), 0.1),
+        "pruning": ((), 0.1),
+        "filter-groups": (("filter-groups",), 1.0),
+    }
+    fixed = configuration(options, Spec(FIXED, "resnet56", "0.25", "channel-svd"))
+    assert fixed.problem.budget == ("macs=0.25",) and fixed.agent.algorithm == "uniform"
+
+
+def test_the_page_shows_means_over_seeds_and_what_is_out_of_reach():
+    rows = {
+        "a": choice_row(0, 0.80),
+        "b": choice_row(1, 0.84),
+        "c": {**Spec(FIXED, "vgg16", "0.1", "pruning").to_json(), "unreachable": "too small", "seconds": 1.0},
+    }
+    tables, parts = page(rows, "layers.png")
+    (line,) = tables["choice"]
+    assert line["test"] == "82.00% ± 2.83" and line["replaced layers"] == 1 and line["seeds"] == 2
+    text = "\n".join(parts)
+    assert "- c: too small" in text and "layers.png" in text and "*Not measured yet.*" in text
+    png = drawing_png(list(rows.values()))
+    assert png is not None and png.startswith(b"\x89PNG")
+
+
+def test_missing_weights_are_refused_in_one_sentence(tmp_path: Path):
+    options = OperatorResults(only="clusters/*", out=tmp_path / "o.json", resnet20=tmp_path / "none.th")
+    with pytest.raises(UserError, match="without weights"):
+        main(options)

@@ -1,0 +1,423 @@
+"""The agent chooses what replaces a layer: the space, its costs, evaluations and what is kept of them."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
+from amc.costs.budget import Budget, check_reachable
+from amc.costs.symbolic import SymbolicCost, symbolic_costs
+from amc.decomposition.chain import Chain
+from amc.decomposition.clustered_conv import ClusteredConv2d
+from amc.decomposition.knobs import AmountKnob, OperatorKnob
+from amc.decomposition.registry import OPERATORS, get_operator
+from amc.decomposition.replacement import OperatorReplacement
+from amc.errors import UserError
+from amc.export.model import export_model
+from amc.inference import fold_norms, inference_form, take_calibration
+from amc.knobs import BITS, BitsKnob, WidthKnob
+from amc.network import Network, trace
+from amc.package import Architecture, Package, file_bytes, load_package, save_package
+from amc.package_form import packed_form
+from amc.policy import CompressionPolicy, LayerDecision
+from amc.pruning.importance import rank_channels
+from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d
+from amc.quantization.uniform import NOT_QUANTIZED
+from amc.recovery.calibrate import calibrate
+from amc.space import Partial, Space
+from envs.operators import make_operator_knobs
+from envs.problem_config import ProblemConfig
+from envs.walk import Walk
+
+ALL = tuple(OPERATORS)
+SIZE_BITS = (2, 3, 4, 5, 6, 7)
+
+
+class Mixed(nn.Module):
+    """Every kind of layer, a residual sum and a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.inner = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU())
+        self.outer = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.wide = nn.Sequential(
+            nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()
+        )
+        self.depth = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU())
+        self.point = nn.Sequential(nn.Conv2d(12, 10, 1), nn.ReLU())
+        self.last = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = torch.relu(x + self.outer(self.inner(x)))
+        return self.last(self.point(self.depth(self.wide(x))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    model = Mixed()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.2)
+    return trace(model.eval(), torch.zeros(1, 3, 8, 8))
+
+
+def space_of(
+    network: Network,
+    operators: tuple[str, ...] = ALL,
+    weight_bits: tuple[int, ...] = (NOT_QUANTIZED,),
+    activation_bits: tuple[int, ...] = (NOT_QUANTIZED,),
+) -> Space:
+    choice = OperatorKnob(network, operators)
+    bits = (
+        BitsKnob("weight_bits", network, weight_bits),
+        BitsKnob("activation_bits", network, activation_bits),
+    )
+    return Space(network, (choice, AmountKnob(choice), WidthKnob(), *bits))
+
+
+def walk_under(space: Space, **fractions: float) -> Walk:
+    costs = symbolic_costs(space)
+    original = {name: cost.of(space.original()) for name, cost in costs.items()}
+    budgets = [Budget(costs[n], share * original[n], original[n]) for n, share in fractions.items()]
+    check_reachable(budgets, space)
+    live = frozenset[str]().union(*(budget.cost.knobs for budget in budgets))
+    return Walk(space, budgets, live, budgets[0].cost)
+
+
+def random_policy(walk: Walk, rng: np.random.Generator) -> CompressionPolicy:
+    walk.reset()
+    for _ in range(walk.length):
+        walk.step(rng.uniform(-1, 1, walk.action_size))
+    return walk.policy()
+
+
+def random_policies(walk: Walk, count: int) -> list[CompressionPolicy]:
+    rng = np.random.default_rng(0)
+    return [random_policy(walk, rng) for _ in range(count)]
+
+
+def compressors(network: Network) -> list:
+    pruning = ChannelPruning(rank_channels(network, "l2"))
+    return [
+        pruning,
+        OperatorReplacement(pruning.kept),
+        WeightQuantization(BitsKnob("weight_bits", network, BITS)),
+        ActivationQuantization(BitsKnob("activation_bits", network, BITS)),
+    ]
+
+
+def executed_macs(model: nn.Module, x: Tensor) -> int:
+    total = 0
+
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        total += layer.weight[0].numel() * output[0].numel()  # type: ignore[union-attr, index]
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(x[:1])
+    return total
+
+
+def test_layers_that_no_operator_fits_offer_none(network: Network):
+    space = space_of(network)
+    column = space.column("operator")
+    offered = {point.name: len(space.legal(row, column)) for row, point in enumerate(space.points)}
+    assert {name for name, count in offered.items() if count == 1} == {"depth.0", "point.0", "last"}
+    walk = walk_under(space, macs=0.5)
+    for _ in range(walk.length):
+        row = walk.rows[walk.position]
+        alive = walk.layout.slice("alive")
+        assert bool(walk._observe()[alive][0]) == (offered[space.points[row].name] > 1)
+        walk.step(np.zeros(walk.action_size))
+
+
+def test_operators_come_in_order_of_their_least_cost_and_the_layer_last(network: Network):
+    choice = OperatorKnob(network, ALL)
+    layer = network.layer("wide.0")
+    values = list(choice.amounts[layer.name])
+    least = [
+        min(choice.cost(layer, v, a, 8, 12).macs for a in range(choice.levels(layer.name)[v])) for v in values
+    ]
+    assert least == sorted(least) and len(values) == 4
+    assert choice.values(space_of(network).points[space_of(network).row(layer.name)], None)[-1] == 0
+
+
+@pytest.mark.parametrize(
+    "budgets", [{"macs": 0.35}, {"size": 0.1}, {"size": 0.12, "macs": 0.4}, {"bops": 0.02}], ids=str
+)
+def test_every_episode_keeps_its_budgets(network: Network, budgets: dict[str, float]):
+    bits = SIZE_BITS if {"size", "bops"} & {*budgets} else (NOT_QUANTIZED,)
+    space = space_of(network, weight_bits=bits, activation_bits=(8,) if len(bits) > 1 else (NOT_QUANTIZED,))
+    walk, chosen = walk_under(space, **budgets), set()
+    for policy in random_policies(walk, 12):
+        table = space.table(policy)
+        assert all(budget.cost.of(table) <= budget.limit for budget in walk.budgets)
+        chosen |= {decision.operator for decision in policy.decisions}
+    assert len(chosen) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budgets", [{"macs": 0.3}, {"size": 0.1, "macs": 0.4}], ids=str)
+def test_a_thousand_episodes_keep_their_budgets(network: Network, budgets: dict[str, float]):
+    bits = SIZE_BITS if "size" in budgets else (NOT_QUANTIZED,)
+    space = space_of(network, weight_bits=bits)
+    walk = walk_under(space, **budgets)
+    for policy in random_policies(walk, 1000):
+        table = space.table(policy)
+        assert all(budget.cost.of(table) <= budget.limit for budget in walk.budgets)
+
+
+def test_without_channels_to_remove_operators_keep_the_budget(network: Network):
+    choice = OperatorKnob(network, ("filter-groups",))
+    bits = (BitsKnob(f"{what}_bits", network, (NOT_QUANTIZED,)) for what in ("weight", "activation"))
+    space = Space(network, (choice, AmountKnob(choice), WidthKnob(min_keep=1.0), *bits))
+    walk = walk_under(space, macs=0.6)
+    for policy in (walk.reference_policy(), *random_policies(walk, 20)):
+        assert any(decision.replaced for decision in policy.decisions)
+        assert walk.budgets[0].cost.of(space.table(policy)) <= walk.budgets[0].limit
+
+
+def test_the_reference_policy_is_that_without_operators(network: Network):
+    bits = [BitsKnob(f"{what}_bits", network, (NOT_QUANTIZED,)) for what in ("weight", "activation")]
+    plain = walk_under(Space(network, (WidthKnob(), *bits)), macs=0.5).reference_policy()
+    assert walk_under(space_of(network), macs=0.5).reference_policy() == plain
+
+
+def test_a_policy_survives_its_table_and_its_file(network: Network, tmp_path: Path):
+    space = space_of(network, weight_bits=SIZE_BITS)
+    for policy in random_policies(walk_under(space, size=0.1), 10):
+        assert space.policy(space.table(policy)) == policy
+        policy.save(tmp_path / "policy.json")
+        assert CompressionPolicy.load(tmp_path / "policy.json") == policy
+
+
+def test_costs_are_those_of_the_sliced_module(network: Network):
+    """A layer that stays at 32 bits is counted in floats, so parameters and bytes can be compared."""
+    space = space_of(network)
+    costs, x = symbolic_costs(space), torch.randn(1, 3, 8, 8)
+    for policy in random_policies(walk_under(space, macs=0.5), 12):
+        table, model = space.table(policy), apply(policy, network, compressors(network))
+        assert costs["macs"].of(table) == executed_macs(model, x)
+        assert costs["params"].of(table) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("cost", ["macs", "params", "size", "bops"])
+def test_bounds_are_the_extremes_of_all_completions(network: Network, cost: str):
+    """Two layers' operators, amounts, widths and bits are open; everything else is decided at random."""
+    space = space_of(network, ("filter-groups", "clustered-kernels"), (2, 7), (8,))
+    known, rng = SymbolicCost(cost, space), np.random.default_rng(1)
+    open_rows = [space.row("inner.0"), space.row("wide.0")]
+    for _ in range(3):
+        partial = space.empty()
+        for row, column in np.ndindex(space.decider.shape):
+            if row in open_rows and space.knobs[column].name != "activation_bits":
+                continue
+            if not partial.decided[row, column] and space.decider[row, column] == row:
+                value = int(rng.choice(space.legal(row, column, partial)))
+                partial = space.decide(partial, row, column, value)
+        found = [known.of(table) for table in completions(space, partial, open_rows)]
+        assert known.lower_bound(partial) == min(found)
+        assert known.upper_bound(partial) == max(found)
+        assert known.of(known.cheapest(partial)) == min(found)
+
+
+def completions(space: Space, partial: Partial, rows: list[int]) -> list[np.ndarray]:
+    """All of them but for widths, of which the ends and one between stand for all."""
+    found = [partial]
+    for row, column in itertools.product(rows, range(len(space.knobs))):
+        following = []
+        for each in found:
+            if each.decided[row, column] or space.decider[row, column] != row:
+                following.append(each)
+                continue
+            values = space.legal(row, column, each)
+            if space.knobs[column].name == "width":
+                values = (values[0], values[len(values) // 2], values[-1])
+            following += [space.decide(each, row, column, value) for value in values]
+        found = following
+    return [each.values for each in found]
+
+
+def policy_with(network: Network, operators: dict[str, tuple[str, int]], **values: int) -> CompressionPolicy:
+    decisions = []
+    for layer in network.layers:
+        operator, amount = operators.get(layer.name, ("original", 0))
+        own = {**values, **({"amount": amount} if amount else {})}
+        if operator == "clustered-kernels":
+            own["weight_bits"] = NOT_QUANTIZED
+        decisions.append(LayerDecision(layer.name, own, operator))
+    return CompressionPolicy(network.fingerprint, tuple(decisions))
+
+
+BOTH = {"inner.0": ("clustered-kernels", 4), "outer.0": ("filter-groups", 2), "wide.0": ("filter-groups", 4)}
+
+
+def calibrated(network: Network, policy: CompressionPolicy) -> nn.Module:
+    torch.manual_seed(1)
+    model = apply(policy, network, compressors(network))
+    fast = inference_form(model)
+    calibrate(fast, [torch.randn(32, 3, 8, 8) for _ in range(3)])
+    take_calibration(model, fast)
+    return model
+
+
+@pytest.mark.parametrize("bits", [{}, {"weight_bits": 4, "activation_bits": 8}], ids=["floats", "integers"])
+def test_the_form_that_is_scored_computes_what_the_model_does(network: Network, bits: dict[str, int]):
+    model = calibrated(network, policy_with(network, BOTH, **bits))
+    fast, x = inference_form(model), torch.randn(8, 3, 8, 8)
+    fold_norms(fast)
+    assert not any(isinstance(module, nn.BatchNorm2d | ClusteredConv2d) for module in fast.modules())
+    with torch.no_grad():
+        difference = (model(x) - fast(x)).abs().max() / model(x).abs().max()
+    assert difference < (0.05 if bits else 1e-4)  # a sum that is rounded the other way moves a code
+
+
+def test_bits_reach_the_convolutions_of_a_chain_and_what_lies_between(network: Network):
+    model = calibrated(network, policy_with(network, BOTH, weight_bits=4, activation_bits=8))
+    chain = model.get_submodule("wide.0")
+    assert isinstance(chain, Chain)
+    kinds = [type(part) for part in chain]
+    assert kinds == [QuantizedConv2d, ActivationQuantizer, QuantizedConv2d]
+    assert not chain[1].calibrating and chain[1].bits == 8 and chain[2].quantizer.bits == 4
+    assert isinstance(model.get_submodule("inner.0"), ClusteredConv2d)
+
+
+@pytest.mark.parametrize("bits", [{}, {"weight_bits": 4, "activation_bits": 8}], ids=["floats", "integers"])
+def test_a_package_holds_what_the_size_says_and_gives_the_same_logits(
+    network: Network, tmp_path: Path, bits: dict[str, int]
+):
+    policy = policy_with(network, BOTH, **bits)
+    model, known = calibrated(network, policy), Architecture("mixed", 4, (3, 8, 8))
+    path = save_package(tmp_path, Package(model, policy, {}, known), network)
+    loaded, x = load_package(path, network), torch.randn(8, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded.module(x), packed_form(model, network)(x))
+        assert not torch.equal(loaded.module(x), load_other(network, tmp_path, policy)(x))
+    space = space_of(network, ("clustered-kernels", "filter-groups"), BITS, BITS)
+    assert file_bytes(path)[1] == SymbolicCost("size", space).of(space.table(policy))
+
+
+def load_other(network: Network, folder: Path, policy: CompressionPolicy) -> nn.Module:
+    """Another layer of the same policy: a package that filled nothing would give this one's logits."""
+    torch.manual_seed(9)
+    model = calibrated(network, policy)
+    with torch.no_grad():
+        model.get_submodule("last").weight.mul_(2)
+        return packed_form(model, network)
+
+
+def test_exported_files_agree_with_torch(network: Network, tmp_path: Path):
+    model = calibrated(network, policy_with(network, BOTH, weight_bits=7, activation_bits=8))
+    x = torch.randn(64, 3, 8, 8)
+    files = export_model(model, tmp_path, x, calibration=[x], drop=0.0)
+    assert [file.exporter for file in files] == ["amc", "amc"]
+    for figures in files[0].agreement.values():
+        assert figures.relative_error < 1e-4
+    for figures in files[1].agreement.values():
+        assert figures.same_decisions > 0.9
+
+
+def test_tflite_files_agree_with_torch(network: Network, tmp_path: Path):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    model = calibrated(network, policy_with(network, BOTH, weight_bits=7, activation_bits=8))
+    x = torch.randn(64, 3, 8, 8)
+    files = export_model(model, tmp_path, x, calibration=[x], drop=0.0, formats=(".tflite",))
+    for file, least in zip(files, (1.0, 0.9), strict=True):
+        assert all(figures.same_decisions >= least for figures in file.agreement.values())
+
+
+def test_what_replaces_layers_can_be_trained(network: Network):
+    model = calibrated(network, policy_with(network, BOTH, weight_bits=4, activation_bits=8)).train()
+    x, labels = torch.randn(32, 3, 8, 8), torch.arange(32) % 4
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.01), []
+    for _ in range(25):
+        optimizer.zero_grad()
+        losses.append(nn.functional.cross_entropy(model(x), labels))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(p.grad is not None for p in model.get_submodule("inner.0").parameters())
+
+
+def test_fits_of_pruned_layers_start_from_what_the_whole_layer_gave(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+):
+    operator, starts, fits = get_operator("clustered-kernels"), [], []
+    prepare, fit = operator.prepare, operator.fit
+    monkeypatch.setattr(operator, "prepare", lambda *a: starts.append(a[1]) or prepare(*a))
+    monkeypatch.setattr(operator, "fit", lambda *a: fits.append(a[1]) or fit(*a))
+    parts = compressors(network)
+    for width in (8, 6, 8, 5, 6):
+        policy = policy_with(network, {"wide.0": ("clustered-kernels", 4)})
+        values = [
+            LayerDecision(d.point, {**d.values, "width": width}, d.operator)
+            if d.point in ("first.0", "outer.0")
+            else d
+            for d in policy.decisions
+        ]
+        apply(CompressionPolicy(policy.network, tuple(values)), network, parts)
+    assert starts == [4] and len(fits) == 3
+
+
+def test_an_operator_that_lowers_nothing_takes_no_part_and_the_run_says_so(network: Network):
+    names = ("filter-groups", "clustered-kernels")
+    knobs, notes = make_operator_knobs(ProblemConfig(budget=("macs=0.5",), operators=names), network)
+    assert knobs and knobs[0].names == ("filter-groups",)
+    assert notes[0] == "The operator clustered-kernels cannot lower macs and takes no part."
+    knobs, notes = make_operator_knobs(ProblemConfig(budget=("size=0.2",), operators=names), network)
+    assert knobs and knobs[0].names == names
+    assert notes[0].startswith("4 of 7 layers may be replaced (filter-groups, clustered-kernels)")
+    only = ProblemConfig(budget=("macs=0.5",), operators=("clustered-kernels",))
+    knobs, notes = make_operator_knobs(only, network)
+    assert knobs == () and len(notes) == 1
+
+
+def test_without_operators_nothing_changes(network: Network):
+    assert make_operator_knobs(ProblemConfig(), network) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"operators": ("depthwise",)}, "no operator 'depthwise'"),
+        ({"operators": ("filter-groups", "filter-groups")}, "names one twice"),
+    ],
+)
+def test_bad_operators_are_refused_at_once(settings: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        ProblemConfig(**settings)
+
+
+def test_operators_under_latency_are_refused(network: Network):
+    config = ProblemConfig(budget=("latency=0.5",), operators=("filter-groups",))
+    with pytest.raises(UserError, match="cannot be chosen under latency"):
+        make_operator_knobs(config, network)
+
+
+@pytest.mark.parametrize(
+    ("operators", "message"),
+    [
+        ({"point.0": ("filter-groups", 2)}, "single element"),
+        ({"wide.0": ("filter-groups", 3)}, "amount 3, which is not legal"),
+    ],
+)
+def test_policies_that_cannot_be_are_refused(network: Network, operators: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        apply(policy_with(network, operators), network, compressors(network))
+
+
+def test_a_policy_is_not_carried_out_without_its_operators(network: Network):
+    pruning = ChannelPruning(rank_channels(network, "l2"))
+    with pytest.raises(UserError, match="nothing here carries that out"):
+        apply(policy_with(network, BOTH), network, [pruning])

@@ -1,0 +1,139 @@
+"""The runner and the page of the quantization results."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from amc.compress import WeightQuantization, apply
+from amc.knobs import BITS, BitsKnob, WidthKnob
+from amc.models import build_model, save_weights
+from amc.package_form import packed_form
+from amc.package_tensors import flat_tensors
+from amc.quantization.registry import WEIGHT_QUANTIZERS
+from amc.space import Space
+from scripts import quantization_page as page
+from scripts import quantization_results as results
+from scripts import quantization_rows as rows
+from scripts.cli import exit_code
+from scripts.quantization_untrained import laplace
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    """Command line of the runner, on random weights."""
+    torch.manual_seed(0)
+    save_weights(build_model("resnet20", 10, 3), tmp_path / "net.safetensors")
+    where = {"out": "q.json", "runs": "runs", "weights-20": "net.safetensors", "weights-56": "none"}
+    given = [text for name, file in where.items() for text in (f"--{name}", str(tmp_path / file))]
+    return [*given, "--data-root", str(tmp_path / "nowhere")]
+
+
+def test_a_row_has_a_name_and_is_made_once():
+    names = [spec.name for spec in rows.plan()]
+    assert len(names) == len(set(names))
+    searched = {spec.name.removeprefix("mixed/") for spec in rows.plan() if spec.part == "mixed"}
+    assert all(spec.name.removeprefix("tuned/") in searched for spec in rows.plan() if spec.part == "tuned")
+    for network in rows.NETWORKS:
+        for budget in rows.MIXED_BUDGETS:
+            found = {
+                s.searcher for s in rows.plan() if (s.part, s.network, s.budget) == ("mixed", network, budget)
+            }
+            assert found == set(rows.SEARCHERS)
+
+
+@pytest.mark.parametrize(("budget", "cost"), [("size3", "size"), ("size4", "size"), ("bops4", "bops")])
+def test_a_budget_is_what_common_bits_cost(traced, budget, cost):
+    network = traced("resnet20")
+    spec = rows.Spec("mixed", "resnet20", budget, "uniform", "ddpg", "0")
+    config = rows.mixed_config(rows.QuantizationResults(), spec, network)
+    limit = rows.common_cost(spec, network)
+    assert config.problem.budget == (f"{cost}={limit:.0f}{'B' if cost == 'size' else ''}",)
+    weights = sum(layer.weights for layer in network.layers)
+    bits = int(budget[-1])
+    if cost == "bops":
+        assert limit == 16 * network.macs
+    else:
+        assert (
+            bits * weights / 8
+            < limit
+            < bits * weights / 8 + 8.1 * sum(v.out_channels for v in network.layers)
+        )
+
+
+def test_the_first_rows_are_made_listed_and_shown(options, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("scripts.quantization_untrained.CHOICES", (2, 3))
+    monkeypatch.setattr(
+        "scripts.quantization_untrained.WEIGHT_QUANTIZERS",
+        {name: WEIGHT_QUANTIZERS[name] for name in ("uniform", "max-abs")},
+    )
+    assert exit_code(results.main, [*options, "--only", "error/resnet20"]) == 0
+    row = json.loads((tmp_path / "q.json").read_text())["rows"]["error/resnet20"]
+    assert row["sqnr"]["uniform"][1] > row["sqnr"]["max-abs"][1] > row["sqnr"]["max-abs"][0]
+    assert 2 < row["stored"]["uniform"][0] < 2.3 and row["command"].endswith("--only 'error/resnet20'")
+    assert exit_code(results.main, [*options, "--list", "--only", "error/*"]) == 0
+    said = capsys.readouterr().out
+    assert "done" in said and "missing" in said
+    images, figures = tmp_path / "images", tmp_path / "q.json"
+    assert exit_code(page.main, ["--figures", str(figures), "--images", str(images)]) == 0
+    text = figures.with_suffix(".md").read_text()
+    assert "1 of " in text and "quantization_errors.png" in text and page.NOTHING in text
+    assert (images / "quantization_errors.png").stat().st_size > 1000
+
+
+def test_missing_data_and_weights_are_said_before_any_work(options, capsys):
+    assert exit_code(results.main, [*options, "--only", "untrained/*"]) == 2
+    assert "pass --data-root" in capsys.readouterr().err
+    assert exit_code(results.main, [*options, "--only", "error/resnet56"]) == 2
+    assert "resnet56 is skipped" in capsys.readouterr().err
+
+
+def made(part: str, **fields: object) -> dict:
+    name = "/".join(str(value) for value in fields.values() if isinstance(value, str))
+    return {"part": part, "seconds": 3.0, "command": f"x --only '{part}/{name}'", **fields}
+
+
+def search_row(searcher: str) -> dict:
+    figures = {"size": 90.0, "evaluations": 100, "reward_accuracy": 0.5, "test_untuned": 0.48}
+    bits = {"weight_bits": {"conv1": 4, "linear": 3}}
+    names = {
+        "network": "resnet20",
+        "budget": "size3",
+        "quantizer": "uniform",
+        "searcher": searcher,
+        "seed": "0",
+    }
+    return made("mixed", **names, **figures, **bits)
+
+
+def test_the_tables_hold_one_object_a_row(tmp_path: Path):
+    tuned = {**search_row("ddpg"), "part": "tuned", "test_tuned": 0.9}
+    aware = {"quantizer": "lq", "epochs": 15, "test_untuned": 0.1, "test_tuned": 0.9, "original_test": 0.917}
+    found = page.tables(
+        [search_row("uniform"), search_row("ddpg"), tuned, made("aware", budget="3", **aware)]
+    )
+    assert [line["searcher"] for line in found["mixed"]] == ["uniform", "ddpg"]
+    assert [line["test fine-tuned"] for line in found["mixed"]] == ["", 90.0]
+    assert found["aware"][0]["points"] == -1.7 and found["untrained"] == []
+    assert page.as_markdown(found["mixed"]).count("\n") == 3
+    drawn = page.drawings([search_row("ddpg")], page.QuantizationPage(images=tmp_path))
+    assert "quantization_bits.png" in drawn[1] and (tmp_path / "quantization_bits.png").exists()
+
+
+def test_the_anchor_of_value_aware_quantization():
+    found = laplace()
+    assert found["max-abs"] < 4 < found["clipped"] < 11.5 < found["value-aware"] < 12.5
+
+
+def test_a_common_size_is_that_of_a_package(traced):
+    """What the budget is called after is what a file would take."""
+    network = traced("resnet20")
+    spec = rows.Spec("mixed", "resnet20", "size3", "uniform", "uniform", "0")
+    knobs = [WidthKnob(), BitsKnob("weight_bits", network, BITS), BitsKnob("activation_bits", network, BITS)]
+    space = Space(network, knobs)
+    table = space.largest.copy()
+    table[:, space.column("weight_bits")] = 3
+    model = apply(space.policy(table), network, [WeightQuantization(knobs[1])])
+    tensors = flat_tensors(packed_form(model, network)).values()
+    assert rows.common_cost(spec, network) == sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,169 @@
+"""The runner and the page of the searchers' comparison: real rows on digits, and made-up ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.log import EvaluationLog
+from amc.models import build_model, save_weights
+from scripts import searcher_page, searcher_results
+from scripts.cli import exit_code
+from scripts.search_rows import NETWORKS, Reference
+from scripts.searcher_page import Contest, advice, contests, leaders
+from scripts.searcher_rows import DRAWN, FIVE, SearcherResults, Spec, command, plan, run_folder
+from tests.test_run import FAKE
+
+TINY = Reference("digitsnet", width=0.25, data="digits", side=8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with random weights of the only network of the plan."""
+    torch.manual_seed(0)
+    specs = [Spec("tiny", "macs", "0.5", name, "0") for name in ("uniform", "random")]
+    for module in (searcher_results, searcher_page):
+        monkeypatch.setattr(module, "plan", lambda rows: specs)
+    monkeypatch.setitem(NETWORKS, "tiny", TINY)
+    save_weights(build_model("digitsnet", 10, 1, 0.25), tmp_path / "tiny.safetensors")
+    return tmp_path
+
+
+def call(folder: Path, *arguments: object) -> int:
+    given = ["--out", folder / "searchers.json", "--table", folder / "search.json", "--runs", folder / "runs"]
+    given += [
+        "--weights-dir",
+        folder,
+        "--evaluations",
+        6,
+        "--data-root",
+        folder,
+        "--device",
+        "cpu",
+        *arguments,
+    ]
+    return exit_code(searcher_results.main, [str(argument) for argument in given])
+
+
+def rows(folder: Path) -> dict:
+    return json.loads((folder / "searchers.json").read_text())["rows"]
+
+
+def made_up(searcher: str, seed: str, score: float, seconds: float = 9.0, cost: str = "macs") -> dict:
+    """A row as the runner writes it."""
+    best = {"evaluations": 200, "reward_accuracy": score, "test_untuned": score - 0.02, "found_at": 50}
+    best |= {"seconds": seconds, "macs_fraction": 0.5, "cost_fraction": 0.49}
+    return {
+        **Spec("resnet20", cost, "0.5", searcher, seed).to_json(),
+        "best": [{**best, "evaluations": 100, "reward_accuracy": score - 0.01}, best],
+        "original_reward": 0.93,
+        "original_test": 0.92,
+        "reward_images": 2000,
+        "seconds": seconds,
+        "origin": {"commit": "0", "date": "today", "machine": {"cpu": "a CPU", "cores": 1}},
+    }
+
+
+def named(found: list[dict]) -> dict[str, dict]:
+    keys = ("network", "cost", "budget", "searcher", "seed")
+    return {"/".join(row[key] for key in keys): row for row in found}
+
+
+def test_every_row_has_a_name_of_its_own_and_its_command_makes_it_alone() -> None:
+    specs = plan({})
+    assert len({spec.name for spec in specs}) == len(specs) == 2 * (3 + 7 * 5)
+    assert {"resnet20/macs/0.5/cbo/4", "resnet20/latency/0.5/evolution/0"} <= {s.name for s in specs}
+    for spec in specs:
+        only = command(SearcherResults(), spec).split("'")[1]
+        assert searcher_results.runner(SearcherResults()).chosen(specs, only) == [spec]
+
+
+def test_the_best_three_go_on_once_all_are_measured() -> None:
+    found = [made_up(name, seed, 0.8 + 0.01 * place) for place, name in enumerate(DRAWN) for seed in FIVE]
+    later = [spec for spec in plan(named(found)) if spec.network != "resnet20"]
+    assert [(s.network, s.searcher) for s in later[:3]] == [("resnet56", name) for name in DRAWN[:-4:-1]]
+    assert [s.network for s in later[3:]] == ["mobilenet_v2-half"] * 3
+    assert plan(named(found[1:])) == plan({})
+
+
+def test_searches_under_macs_share_the_directories_of_the_search_table() -> None:
+    options = SearcherResults()
+    macs, latency = (Spec("resnet20", cost, "0.5", "ddpg", "1") for cost in ("macs", "latency"))
+    assert run_folder(options, macs) == Path("runs/search/table-resnet20-0.5-ddpg-1")
+    assert run_folder(options, latency) == Path("runs/searchers/resnet20-latency-0.5-ddpg-1")
+
+
+@pytest.mark.slow
+def test_a_search_becomes_a_row_with_the_best_of_its_half_and_of_all(folder: Path) -> None:
+    assert call(folder) == 0
+    row = rows(folder)["tiny/macs/0.5/random/0"]
+    log = EvaluationLog(folder / "runs" / "table-tiny-0.5-random-0" / "evaluations.jsonl")
+    assert [best["evaluations"] for best in row["best"]] == [3, 6]
+    assert [best["reward_accuracy"] for best in row["best"]] == [
+        max(each.score for each in log.rows[:count]) for count in (3, 6)
+    ]
+    assert row["best"][1]["cost_fraction"] == row["best"][1]["macs_fraction"] <= 0.5
+    assert exit_code(searcher_page.main, ["--figures", str(folder / "searchers.json")]) == 0
+    assert "### tiny, 50% of the MACs, 6 evaluations" in (folder / "searchers.md").read_text()
+
+
+def test_what_the_search_table_has_is_taken_and_not_searched_again(folder: Path) -> None:
+    row = {**made_up("random", "0", 0.9), "part": "table", "network": "tiny", "command": "x", "seen": False}
+    row["best"] = [{**best, "evaluations": count} for best, count in zip(row["best"], (3, 6), strict=True)]
+    (folder / "search.json").write_text(json.dumps({"rows": {"table/tiny/0.5/random/0": row}}))
+    (folder / "tiny.safetensors").unlink()
+    assert call(folder, "--only", "*/random/*") == 0
+    taken = rows(folder)["tiny/macs/0.5/random/0"]
+    assert taken["best"] == row["best"] and taken["taken_from"] == "table/tiny/0.5/random/0"
+    assert taken["seconds"] == 9.0 and not (folder / "runs").exists()
+
+
+def test_a_contest_is_read_at_its_number_of_evaluations() -> None:
+    half, whole = contests([made_up("ddpg", seed, 0.9) for seed in "01"])
+    assert (half.evaluations, whole.evaluations) == (100, 200)
+    assert half.mean("ddpg") == pytest.approx(0.89) and whole.mean("ddpg") == pytest.approx(0.9)
+    assert whole.title == "resnet20, 50% of the MACs, 200 evaluations"
+
+
+def test_leaders_are_the_best_and_those_that_tie_with_it() -> None:
+    found = [made_up("ddpg", "0", 0.90), made_up("cbo", "0", 0.899), made_up("random", "0", 0.85)]
+    assert leaders(Contest("resnet20", "0.5", tuple(found), "macs", 200)) == ["ddpg", "cbo"]
+
+
+def test_the_page_says_which_searcher_to_use(tmp_path: Path) -> None:
+    found = [
+        made_up(name, seed, score, seconds, cost)
+        for cost in ("macs", "latency")
+        for seed in "01"
+        for name, score, seconds in (("random", 0.85, 100), ("ddpg", 0.9, 200), ("cbo", 0.899, 150))
+    ]
+    text = "\n".join(advice(contests(found)))
+    assert (
+        "Use `cbo`: it has the best mean, or ties with the best, in 4 of 4 contests. `ddpg` does so" in text
+    )
+    assert "| random | 0 of 4 | -5.00 | 100 |" in text
+    (tmp_path / "searchers.json").write_text(json.dumps({"rows": named(found)}))
+    assert exit_code(searcher_page.main, ["--figures", str(tmp_path / "searchers.json")]) == 0
+    page = (tmp_path / "searchers.md").read_text()
+    assert "* `resnet20/macs/0.5/ddpg`: seeds 2, 3, 4" in page
+
+
+@pytest.mark.slow
+def test_a_search_under_a_latency_budget_says_what_it_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Spec("tiny", "latency", "0.5", "random", "0")
+    monkeypatch.setattr(searcher_results, "plan", lambda rows: [spec])
+    monkeypatch.setenv("AMC_CACHE_DIR", str(folder / "cache"))
+    plain = searcher_results.search_config
+
+    def on_fake(options: SearcherResults, spec: Spec):
+        config = plain(options, spec)
+        object.__setattr__(config.problem, "target", FAKE)
+        return config
+
+    monkeypatch.setattr(searcher_results, "search_config", on_fake)
+    assert call(folder, "--latency-runs", folder / "latency") == 0
+    best = rows(folder)[spec.name]["best"][-1]
+    assert best["cost_fraction"] <= 0.51 and best["measured"] >= 1
