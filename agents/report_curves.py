@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from agents.figures import series_style
 from agents.report_figures import GREY, HEIGHT, WIDTH, add_legend, text_sizes
@@ -23,20 +24,30 @@ def group_figure(group: Group) -> Figure:
         curves = best_so_far(series, longest, scored)
         evaluations = np.arange(1, curves.shape[1] + 1)
         # One curve without a value, as no policy kept the budget yet, leaves the mean without one.
-        axes.plot(
+        axes.step(
             evaluations,
             curves.mean(axis=0),
+            where="post",
             color=color,
             linewidth=1.8,
             label=_legend_text(series.label, len(curves)),
         )
         if len(curves) > 1:
             axes.fill_between(
-                evaluations, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.18, linewidth=0
+                evaluations,
+                curves.min(axis=0),
+                curves.max(axis=0),
+                step="post",
+                color=color,
+                alpha=0.18,
+                linewidth=0,
             )
     for start in sorted({100 * r.log.rows[0].score if scored else r.log.rows[0].reward for r in begun}):
         axes.axhline(start, linestyle="--", linewidth=1, color=GREY, zorder=1)
     axes.set_xlabel("evaluations")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if scored and axes.get_ylim()[1] > 100:
+        axes.set_ylim(top=100)
     axes.set_ylabel(f"{group.records[0].score_name}, reward split (%)" if scored else "reward")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
