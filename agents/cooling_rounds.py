@@ -7,6 +7,9 @@ from agents.config import CoolingConfig
 from agents.cooling_schedule import constraints, fractions, shares
 from agents.run_config import RunConfig
 from amc.errors import UserError
+from amc.network import Network
+from envs.bits import width_knob
+from envs.problem_config import ProblemConfig
 
 
 def round_config(config: RunConfig, number: int, budgets: tuple[str, ...]) -> RunConfig:
@@ -53,6 +56,15 @@ def budget_share(cooling: CoolingConfig, number: int, end: float) -> float:
     """
     assert cooling.cooling != "none"
     return constraints(cooling.cooling, cooling.rounds, end)[number - 1]
+
+
+def least_widths(problem: ProblemConfig, original: Network) -> tuple[str, ...]:
+    """The smallest widths that rounds together may leave: those of one search in the original network.
+
+    A share of what the round before has left would let every round go below it.
+    """
+    knob = width_knob(problem, original, 1)
+    return tuple(f"{group.name}={knob.least(group)}" for group in original.groups if not group.frozen)
 
 
 def floor_text(name: str, limit: float) -> str:

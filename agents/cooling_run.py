@@ -39,7 +39,7 @@ from agents.cooling_product import (
     summarise,
     told_row,
 )
-from agents.cooling_rounds import budget_share, floor_text, round_config
+from agents.cooling_rounds import budget_share, floor_text, least_widths, round_config
 from agents.cooling_tuning import CHECKPOINT_FILE, tuned
 from agents.log import EvaluationLog, Row
 from agents.outcome import Outcome
@@ -199,7 +199,11 @@ class CooledRun(Run):
             else:
                 texts.append(floor_text(budget.cost.name, share * budget.original))
         source = replace(self.config.source, weights=self._left(number - 1))
-        return replace(round_config(self.config, number, tuple(texts)), source=source)
+        config = round_config(self.config, number, tuple(texts))
+        widths = least_widths(config.problem, self.network)
+        return replace(
+            config, source=source, problem=replace(config.problem, min_keep=0.0, min_widths=widths)
+        )
 
     def _latency_share(self, number: int) -> float:
         """Latency of the network that a round starts from, in floats, as a fraction of the original's."""

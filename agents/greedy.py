@@ -152,17 +152,19 @@ class GreedySearcher:
         return rungs if self._fits(current) else None
 
     def _fill(self, losses: Sequence[np.ndarray], rungs: list[int]) -> Partial:
-        """Raise what still fits, the largest losses first."""
+        """Raise what still fits, the largest losses first; what does not fit once never will."""
         current = self._at(rungs)
-        moves = [
-            (losses[i][r] - losses[i][r + 1], i, r + 1)
-            for i in range(len(rungs))
-            for r in range(rungs[i], len(losses[i]) - 1)
+        heap = [
+            _gain(losses, index, rung) for index, rung in enumerate(rungs) if rung + 1 < len(losses[index])
         ]
-        for _, index, rung in sorted(moves, reverse=True):
+        heapq.heapify(heap)
+        while heap:
+            _, index, rung = heapq.heappop(heap)
             trial = self._lowered(current, self._entries[index], rung)
-            if rung == rungs[index] + 1 and self._fits(trial):
-                current, rungs[index] = trial, rung
+            if self._fits(trial):
+                current = trial
+                if rung + 1 < len(losses[index]):
+                    heapq.heappush(heap, _gain(losses, index, rung))
         return current
 
     def _at(self, rungs: Sequence[int]) -> Partial:
@@ -196,6 +198,11 @@ class GreedySearcher:
         """Continue where `state_dict` was taken."""
         self._scores = [float(score) for score in state["scores"]]
         self._asked = len(self._scores)
+
+
+def _gain(losses: Sequence[np.ndarray], index: int, rung: int) -> tuple[float, int, int]:
+    """What raising an entry from a rung to the next one avoids, as a heap wants it: the most is the least."""
+    return float(losses[index][rung + 1] - losses[index][rung]), index, rung + 1
 
 
 def entry_of(row: int, column: int, knob: str, legal: Sequence[int]) -> Entry:

@@ -96,7 +96,9 @@ def _module(node: fx.Node, known: Given) -> nn.Module | None:
     if node.target is F.linear:
         return _with(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight=weight, bias=bias)
     settings = {name: known[name] for name in ("stride", "padding", "dilation", "groups")}
-    if weight.dim() != 4 or any(isinstance(value, fx.Node) for value in settings.values()):
+    symbols: list[fx.Node] = []
+    map_arg(settings, symbols.append)  # a padding may hold them in a tuple
+    if weight.dim() != 4 or symbols:
         return None
     inputs = weight.shape[1] * known["groups"]
     conv = nn.Conv2d(inputs, len(weight), tuple(weight.shape[2:]), device="meta", **settings)
@@ -137,6 +139,7 @@ def _add(graph: fx.GraphModule, module: nn.Module, source: fx.Node) -> str:
 
 def _erase_idle_parameters(graph: fx.GraphModule) -> None:
     """Take away parameters that only the replaced calls read, and the nodes that computed with them."""
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
     for node in reversed(list(graph.graph.nodes)):
         if node.users or not _is_constant(node):
             continue
@@ -146,4 +149,5 @@ def _erase_idle_parameters(graph: fx.GraphModule) -> None:
             n.op == "get_attr" and n.target == target for n in graph.graph.nodes
         ):
             owner, _, name = target.rpartition(".")
-            delattr(graph.get_submodule(owner), name)
+            if not any(owner == module or owner.startswith(f"{module}.") for module in called):
+                delattr(graph.get_submodule(owner), name)

@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from amc.errors import UserError
+from amc.groups import Group
 from amc.network import Network
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import DecisionPoint, Partial
@@ -20,17 +21,30 @@ class WidthKnob:
         multiple: legal widths are multiples of it, and the original width.
         min_channels: the smallest legal width, before rounding up.
         min_keep: the smallest legal fraction of the original width.
+        least: group name to the smallest legal width where that is larger.
     """
 
     name = "width"
     implied_by: tuple[str, Mapping[int, int]] | None = None
     reference_is_fixed = False
 
-    def __init__(self, multiple: int = 1, min_channels: int = 1, min_keep: float = 0.1):
+    def __init__(
+        self,
+        multiple: int = 1,
+        min_channels: int = 1,
+        min_keep: float = 0.1,
+        least: Mapping[str, int] | None = None,
+    ):
         if multiple < 1 or min_channels < 1 or not 0 <= min_keep <= 1:
             raise UserError("Width multiple and smallest width must be at least 1, smallest keep in [0, 1].")
         self.multiple, self.min_channels, self.min_keep = multiple, min_channels, min_keep
+        self._least = dict(least or {})
         self._known: dict[str, tuple[int, ...]] = {}
+
+    def least(self, group: Group) -> int:
+        """The smallest legal width of a group, before it is rounded up to a multiple."""
+        share = math.ceil(self.min_keep * group.channels)
+        return min(group.channels, max(self.min_channels, share, self._least.get(group.name, 1), 1))
 
     def values(self, point: DecisionPoint, partial: Partial | None) -> tuple[int, ...]:
         """Multiples from the smallest legal width up, and the original width."""
@@ -42,9 +56,8 @@ class WidthKnob:
         if point.group is None or point.group.frozen:
             return (point.layer.out_channels,) if point.layer else ()
         full = point.group.channels
-        least = min(full, max(self.min_channels, math.ceil(self.min_keep * full), 1))
         multiple = math.lcm(self.multiple, point.group.step)
-        first = math.ceil(least / multiple) * multiple
+        first = math.ceil(self.least(point.group) / multiple) * multiple
         return (*range(first, full, multiple), full)
 
     def decided_at(self, point: DecisionPoint) -> str:

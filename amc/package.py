@@ -56,7 +56,7 @@ from amc.plugins import one_line
 from amc.policy import CompressionPolicy
 from amc.policy_check import check_policy
 from amc.quantization.protocol import PointQuantizer
-from amc.quantization.registry import QuantizerNames, quantizers_of
+from amc.quantization.registry import NO_QUANTIZER, QuantizerNames, quantizers_of
 
 MODEL_FILE, POLICY_FILE = "model.safetensors", "policy.json"
 FORMAT, VERSION = "amc-package", 2
@@ -219,16 +219,16 @@ def _rebuild(
     A ranking that names the kept channels and no others leaves exactly these.
     """
     pruning = ChannelPruning(kept)
-    module = apply(
-        policy,
-        network,
-        (
-            pruning,
-            OperatorReplacement(pruning.kept),
-            WeightQuantization(BitsKnob("weight_bits", network, BITS), quantizers.weights),
-            ActivationQuantization(BitsKnob("activation_bits", network, BITS), quantizers.activations),
-        ),
-    )
+    activations = BitsKnob("activation_bits", network, BITS)
+    compressors: list[Compressor] = [
+        pruning,
+        OperatorReplacement(pruning.kept),
+        ActivationQuantization(activations, quantizers.activations),
+    ]
+    if quantizers.weights != NO_QUANTIZER:
+        bits = BitsKnob("weight_bits", network, BITS)
+        compressors.append(WeightQuantization(bits, quantizers.weights))
+    module = apply(policy, network, compressors)
     for point in module.modules():
         if isinstance(point, PointQuantizer):
             point.calibrating = False

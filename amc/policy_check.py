@@ -9,6 +9,7 @@ from amc.decomposition.registry import get_operator
 from amc.errors import UserError
 from amc.network import Layer, Network
 from amc.policy import REMOVED, CompressionPolicy, LayerDecision
+from amc.quantization.uniform import NOT_QUANTIZED
 
 
 def check_policy(policy: CompressionPolicy, network: Network) -> None:
@@ -85,4 +86,10 @@ def _check_operator(decision: LayerDecision, module: nn.Module) -> None:
         raise UserError(
             f"The policy replaces {decision.point} by {decision.operator} with amount {amount}, which is not "
             "legal there."
+        )
+    bits = decision.values.get("weight_bits", NOT_QUANTIZED)
+    if not operator.quantizes and bits != NOT_QUANTIZED:
+        raise UserError(
+            f"The policy gives {decision.point} weight_bits = {bits}, but {decision.operator} leaves no "
+            "weights that could be quantized."
         )

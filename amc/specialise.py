@@ -2,7 +2,8 @@
 
 `if x.shape[-1] < 7` or `math.ceil(width / stride)` has no answer while only symbols flow. What depends on
 shapes alone is answered from a run on the example, so that the traced network is the one for inputs of that
-size; what depends on the values of tensors stays refused.
+size. It runs without values, once with one image and once with two, so that neither what the pixels are nor
+how many images come together can be an answer.
 """
 
 import operator
@@ -12,8 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.fx import _symbolic_trace as symbolic
 from torch.fx.node import map_arg
+
+VALUES = "the values of a tensor cannot be used as inputs to control flow"
+VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @contextmanager
@@ -43,7 +52,7 @@ class _SizedProxy(fx.Proxy):
         return float(self.tracer.known(self.node))
 
     def __len__(self) -> int:
-        return len(self.tracer.known(self.node, lengths=True))
+        return int(self.tracer.known(self.node, length=True))
 
 
 class SizedTracer(fx.Tracer):
@@ -56,7 +65,8 @@ class SizedTracer(fx.Tracer):
     def __init__(self, example: Tensor | None = None):
         super().__init__()
         self.example = example
-        self._results: dict[fx.Node, Any] = {}
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._results: dict[fx.Node, tuple[Any, Any]] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A symbol for the result of a node."""
@@ -66,27 +76,34 @@ class SizedTracer(fx.Tracer):
         """The branch that the example takes."""
         return bool(self.known(obj.node))
 
-    def known(self, node: fx.Node, lengths: bool = False) -> Any:
+    def known(self, node: fx.Node, length: bool = False) -> Any:
         """What a node gives for the example.
 
         Args:
             node: of the graph in the making.
-            lengths: whether a tensor will do, of which only the shape is asked.
+            length: whether only how long it is, which may be asked of tensors, too.
 
         Raises:
-            TraceError: it is a tensor, or there is no example.
+            TraceError: it is a tensor, depends on values or on the number of images, or there is no example.
         """
         if self.example is None:
             raise fx.proxy.TraceError(
                 "symbolically traced variables cannot be used as inputs to control flow"
             )
-        with torch.no_grad(), _modules_compute():
-            for earlier in self._needed(node):
-                self._results[earlier] = self._run(earlier)
-        result = self._results[node]
-        if isinstance(result, Tensor) and not lengths:
-            raise fx.proxy.TraceError("the values of a tensor cannot be used as inputs to control flow")
-        return result
+        try:
+            with torch.no_grad(), _modules_compute(), self._fake:
+                for earlier in self._needed(node):
+                    self._results[earlier] = self._run(earlier, 0), self._run(earlier, 1)
+        except VALUES_NEEDED as error:
+            raise fx.proxy.TraceError(VALUES) from error
+        one, two = self._results[node]
+        if length:
+            one, two = len(one), len(two)
+        if isinstance(one, Tensor):
+            raise fx.proxy.TraceError(VALUES)
+        if one != two:
+            raise fx.proxy.TraceError("the number of images cannot be used as inputs to control flow")
+        return one
 
     def _needed(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that have to run for this one, in execution order."""
@@ -98,11 +115,12 @@ class SizedTracer(fx.Tracer):
                 waiting.extend(current.all_input_nodes)
         return [node for node in node.graph.nodes if node in needed]
 
-    def _run(self, node: fx.Node) -> Any:
-        args: Any = map_arg(node.args, self._results.__getitem__)
-        kwargs: Any = map_arg(node.kwargs, self._results.__getitem__)
+    def _run(self, node: fx.Node, images: int) -> Any:
+        args: Any = map_arg(node.args, lambda n: self._results[n][images])
+        kwargs: Any = map_arg(node.kwargs, lambda n: self._results[n][images])
         if node.op == "placeholder":
-            return self.example
+            assert self.example is not None
+            return self.example.new_empty((images + 1, *self.example.shape[1:]))
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.root)
         if node.op == "call_method":

@@ -2,6 +2,7 @@
 
 from collections.abc import Set
 
+from amc.errors import UserError
 from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
 from amc.quantization.registry import activation_quantizer, weight_quantizer
@@ -30,13 +31,31 @@ def make_knobs(
         meaning = dict(zip(sorted(activations), sorted(weights), strict=True))
         implied = ("activation_bits", meaning)
     knobs = (
-        WidthKnob(multiple, config.min_channels, config.min_keep),
+        width_knob(config, network, multiple),
         BitsKnob("weight_bits", network, weights, min(weights) if latency else None, implied, floats),
         BitsKnob(
             "activation_bits", network, activations, min(activations) if latency else None, floats=floats
         ),
     )
     return knobs, notes
+
+
+def width_knob(config: ProblemConfig, network: Network, multiple: int) -> WidthKnob:
+    """Which widths a search may choose from.
+
+    Raises:
+        UserError: a smallest width is given for a layer that the network does not have.
+    """
+    names = [layer.name for layer in network.layers]
+    unknown = [name for name in config.least_widths if name not in names]
+    if unknown:
+        raise UserError(f"--min-widths: there is no layer {unknown[0]}; the layers are {', '.join(names)}.")
+    least = {
+        network.group_of[name].name: width
+        for name, width in config.least_widths.items()
+        if name in network.group_of
+    }
+    return WidthKnob(multiple, config.min_channels, config.min_keep, least)
 
 
 def choose_bits(config: ProblemConfig, target: Target) -> tuple[Bits, Bits, tuple[str, ...]]:

@@ -65,14 +65,18 @@ class LatencyBudget:
             table = self.evaluator.space.table(evaluation.policy)
             self.predictor.add(table, evaluation.costs["latency"] / self.meter.original)
 
-    @property
-    def note(self) -> str:
-        """How good the predictor is, for a person."""
+    def margin(self, limit: float) -> float:
+        """What is kept free below a limit in the target's unit, as a fraction of a prediction near it."""
+        ratio = limit / self.meter.original
+        return self.predictor.bound(ratio) / ratio - 1.0
+
+    def note(self, limit: float) -> str:
+        """How good the predictor is, for a person with this limit in the target's unit."""
         predictor, target = self.predictor, self.meter.target
         return (
             f"Latency on {target.name} is predicted from {len(self.samples)} measured random policies; on "
-            f"policies that the fit had not seen its mean error is {predictor.mape:.1%}, and budgets are "
-            f"kept with a margin of {predictor.margin:.1%}."
+            f"policies that the fit had not seen its mean error is {predictor.mape:.1%}, and the budget is "
+            f"kept with a margin of {self.margin(limit):.1%}."
         )
 
 

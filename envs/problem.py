@@ -219,9 +219,11 @@ def build_problem(
     if meter and any(is_latency(text) for text in config.budgets):
         latency = make_latency_budget(evaluator, meter, baseline.samples if baseline else (), progress)
         costs["latency"] = latency.cost
-        notes += (latency.note,)
     else:
         evaluator.latency = meter
+    budgets = read_budgets(config.budgets, costs, original, space)
+    if latency is not None:
+        notes += (latency.note(min(budget.limit for budget in budgets if budget.cost is latency.cost)),)
     return Problem(
         config,
         task,
@@ -230,7 +232,7 @@ def build_problem(
         target,
         costs,
         original,
-        read_budgets(config.budgets, costs, original, space),
+        budgets,
         evaluator,
         baseline.score if baseline else task.score(network.copy().to(device), "reward"),
         meter=meter,

@@ -40,6 +40,8 @@ class ProblemConfig:
     """No layer keeps fewer output channels than this."""
     min_keep: float = 0.1
     """No layer keeps a smaller share of its output channels than this."""
+    min_widths: tuple[str, ...] = ()
+    """Layers that keep at least so many output channels, whatever their share: conv1=8."""
     drop_blocks: bool = False
     """Let whole residual blocks be left out: a runtime pays for every layer, however thin it is."""
     reference_depth: float = 1.0
@@ -105,11 +107,27 @@ class ProblemConfig:
         _check_bits("--weight-bits", self.weight_bits)
         _check_bits("--activation-bits", self.activation_bits)
         WidthKnob(1 if self.width_multiple is None else self.width_multiple, self.min_channels, self.min_keep)
+        _ = self.least_widths
         # Only the texts are checked here: what a fraction stands for is known with the network.
         names = (*KNOBS_OF, "latency")
         nothing: dict[str, Any] = dict.fromkeys(names)
         for text in self.budget:
             parse_budget(text, nothing, dict.fromkeys(names, 1.0))
+
+    @property
+    def least_widths(self) -> dict[str, int]:
+        """Layer to the channels that `min_widths` has it keep.
+
+        Raises:
+            UserError: a text is no layer and number.
+        """
+        found = {}
+        for text in self.min_widths:
+            layer, _, number = text.rpartition("=")
+            if not (layer and number.isdecimal()):
+                raise UserError(f"--min-widths takes LAYER=CHANNELS, as in conv1=8, and not {text}.")
+            found[layer] = int(number)
+        return found
 
     @property
     def quantizers(self) -> QuantizerNames:

@@ -71,7 +71,9 @@ def cooling_row(options: CoolingResults, spec: Spec) -> Figures:
         found = searched_figures(run)
     started = time.perf_counter()
     with run_lock(run.folder):
-        tuned = tuned_figures(run.folder, last_epochs(options, spec))
+        # As between rounds, every epoch makes views of its own: a few that are repeated would give the long
+        # training of one shot fewer images than the short ones of the rounds have together.
+        tuned = tuned_figures(run.folder, last_epochs(options, spec), views=0)
     seconds = time.perf_counter() - started
     scores = tuned["scores"]
     return {

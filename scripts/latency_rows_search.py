@@ -97,7 +97,7 @@ def search_figures(run: Run) -> Figures:
     """What a search took, and whether a measured network kept its budget."""
     best = run.log.best()
     assert best is not None
-    predictor = run.problem.latency.predictor if run.problem.latency else None
+    latency, limits = run.problem.latency, [budget.limit for budget in run.problem.budgets]
     return {
         "evaluations": len(run.log),
         "seed": run.config.agent.seed,
@@ -105,7 +105,7 @@ def search_figures(run: Run) -> Figures:
         "search_seconds": round(sum(row.seconds for row in run.log.rows), 1),
         "feasible": best.feasible,
         "found_at_evaluation": best.index + 1,
-        "predictor_margin": predictor.margin if predictor else None,
+        "predictor_margin": latency.margin(limits[0]) if latency else None,
     }
 
 

@@ -1,18 +1,15 @@
 """Paired differences between the ways in which students learn, over seeds."""
 
-import statistics
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from amc.recovery.mimic import MODES
+from scripts.paired import paired
 
 Row = dict[str, Any]
 
 METRICS = ("mAP", "AP50", "matching")
-CONFIDENCE = 0.95
 
 
 def comparisons(rows: Sequence[Row]) -> list[Row]:
@@ -34,22 +31,18 @@ def comparison(rows: Sequence[Row], data: str, one: str, other: str, metric: str
     """
     values = [by_seed(rows, data, mode, metric) for mode in (one, other)]
     seeds = sorted(set(values[0]) & set(values[1]))
-    if len(seeds) < 2:
+    found = paired([values[1][seed] - values[0][seed] for seed in seeds])
+    if found is None:
         return None
-    differences = [values[1][seed] - values[0][seed] for seed in seeds]
-    mean = statistics.mean(differences)
-    error = statistics.stdev(differences) / len(seeds) ** 0.5
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * error
-    verdict = "no difference" if abs(mean) <= half else "higher" if mean > 0 else "lower"
     return {
         "data": data,
         "metric": metric,
         "mode": other,
         "against": one,
-        "seeds": len(seeds),
-        "difference": mean,
-        "half_interval": half,
-        "verdict": verdict,
+        "seeds": found.seeds,
+        "difference": found.mean,
+        "half_interval": found.half,
+        "verdict": found.verdict,
     }
 
 

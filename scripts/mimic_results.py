@@ -9,14 +9,14 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from amc.data import load_data
 from amc.data.boxes import BoxAugmentation, DetectionData
+from amc.data.images import ImageData
 from amc.detection.features import changed_features, last_convolution
 from amc.errors import UserError
-from amc.models import build_model, load_weights, save_weights
+from amc.models import build_model
 from amc.network import trace
 from amc.recovery.mimic import (
     MODES,
@@ -29,10 +29,9 @@ from amc.recovery.mimic import (
     quantize_features,
 )
 from amc.tasks import DetectionTask
-from amc.training import Epoch, Loss, Recipe, fit
-from amc.training_checkpoint import load_checkpoint, save_checkpoint
-from scripts.cli import console
+from amc.training import Loss, Recipe
 from scripts.cli import run as run_script
+from scripts.results_training import train_once
 from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary
 
 SECTION = "detection"
@@ -175,7 +174,7 @@ def teacher_row(options: MimicResults, spec: Spec) -> dict[str, Any]:
 def teacher(options: MimicResults, spec: Spec, task: DetectionTask) -> nn.Module:
     """The trained teacher of a data set; trained here if nobody has done so."""
     model = build(spec.seed, task, TEACHER_WIDTH).to(options.place)
-    train(options, Spec("teacher", spec.data), model, task, task.loss)
+    train(options, Spec("teacher", spec.data), model, task.data, task.loss)
     return model
 
 
@@ -185,11 +184,16 @@ def student_row(options: MimicResults, spec: Spec) -> dict[str, Any]:
     task, mimic = DetectionTask(data), Mimic(spec.mode)  # type: ignore[arg-type]
     teaching = prepare_teacher(teacher(options, Spec("teacher", spec.data), task), data, mimic.bits)
     student = with_adapter(build(spec.seed, task, STUDENT_WIDTH), teaching).to(options.place)
-    losses = train(options, spec, student, task, mimicking(teaching, mimic))
-    found = {**figures(student.student, task, STUDENT_WIDTH), "loss": losses}
+    last = train(options, spec, student, task.data, mimicking(teaching, mimic))
+    found = {**figures(student.student, task, STUDENT_WIDTH), "loss": last}
     if spec.mode == "alone":
         return found  # its adapter has learned nothing
     return {**found, "matching": matching_share(student, teaching, data, "test")}
+
+
+def train(options: MimicResults, spec: Spec, model: nn.Module, data: ImageData, loss: Loss) -> float | None:
+    """Train the network of a row; the last epoch's loss."""
+    return train_once(spec.name, options.weights(spec), model, data, spec.recipe(), loss)
 
 
 def build(seed: int, task: DetectionTask, width: float) -> nn.Module:
@@ -201,33 +205,6 @@ def build(seed: int, task: DetectionTask, width: float) -> nn.Module:
 def with_adapter(student: nn.Module, teaching: Teaching) -> MimicStudent:
     """A student with the layer that translates its features."""
     return MimicStudent(student, last_convolution(student).in_channels, teaching.channels)
-
-
-def train(
-    options: MimicResults, spec: Spec, model: nn.Module, task: DetectionTask, loss: Loss
-) -> float | None:
-    """Train a network, go on where that was cut, or load what is finished; the last epoch's loss."""
-    path, recipe = options.weights(spec), spec.recipe()
-    unfinished, settings = path.with_suffix(".checkpoint"), {"row": spec.name, **asdict(recipe)}
-    if path.exists():
-        load_weights(model, path)
-        model.eval()
-        return None
-    start, momentum = load_checkpoint(unfinished, model, settings) if unfinished.exists() else (0, {})
-    columns = (TextColumn(spec.name), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(), transient=True) as progress:
-        bar = progress.add_task("", total=recipe.epochs, completed=start)
-
-        def on_epoch(epoch: Epoch) -> None:
-            save_checkpoint(unfinished, model, epoch, settings)
-            progress.update(bar, completed=epoch.number)
-
-        done = fit(
-            model, task.data, recipe, loss=loss, start_epoch=start, momentum=momentum, on_epoch=on_epoch
-        )
-    save_weights(model, path)
-    unfinished.unlink(missing_ok=True)
-    return done[-1].loss if done else None
 
 
 def figures(model: nn.Module, task: DetectionTask, width: float) -> dict[str, Any]:

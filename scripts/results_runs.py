@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,12 @@ def tuned_folder(run: Path, epochs: int) -> Path:
     return run / f"fine_tuned_{epochs}"
 
 
-def tuned_figures(run: Path, epochs: int) -> Figures:
+def tuned_figures(run: Path, epochs: int, views: int = VIEWS) -> Figures:
     """Fine-tune the best network of a run, or take what an earlier call made; an unfinished one goes on."""
     folder = tuned_folder(run, epochs)
     if not (folder / fine_tune.FIGURES_FILE).exists():
         resume = (folder / fine_tune.CHECKPOINT_FILE).is_file()
-        fine_tune.main(recipe(run, folder, epochs, resume))
+        fine_tune.main(replace(recipe(run, folder, epochs, resume), views=views))
     figures = read_json(folder / fine_tune.FIGURES_FILE)
     assert isinstance(figures, dict)
     return figures

@@ -170,6 +170,20 @@ def test_no_width_ever_grows_again(whole: CooledRun):
     assert whole.best_policy.values("width") == widths[-1]
 
 
+def test_rounds_together_leave_no_less_than_one_search_may(tmp_path: Path):
+    settings = config(evaluations=4)
+    problem = replace(settings.problem, budget=("macs=0.35",), target=FAKE, min_keep=0.5)
+    rounds = CoolingConfig(cooling="linear", rounds=2, round_epochs=0)
+    source = replace(settings.source, model="tests.test_run:tiny_model", data="tests.test_run:tiny_data")
+    run = start_run(tmp_path / "run", RunConfig(source, problem, AGENT, settings.search, rounds))
+    assert run.search().ending == "budget"
+    space = load_run(tmp_path / "run" / "round-2").problem.space
+    knob = space.knobs[space.column("width")]
+    widths = [knob.values(point, None) for point in space.points if point.group and not point.group.frozen]
+    assert min(each[-1] for each in widths) < 8  # the first round has pruned
+    assert {each[0] for each in widths} == {4}
+
+
 def test_the_result_is_relative_to_the_original(whole: CooledRun):
     assert whole.best_policy.network == whole.network.fingerprint
     original, _, best = whole.outcomes()

@@ -274,6 +274,7 @@ def test_paper_reward_does_not_pay_for_wrong_answers_below_a_millisecond(millise
         ({"activation_bits": (8, 1)}, "--activation-bits must be .* not 1"),
         ({"min_keep": 2.0}, r"smallest keep in \[0, 1\]"),
         ({"min_channels": 0}, "at least 1"),
+        ({"min_widths": ("conv1",)}, "--min-widths takes LAYER=CHANNELS, as in conv1=8, and not conv1"),
         ({"width_multiple": 0}, "at least 1"),
         ({"max_drop": float("nan")}, "--max-drop is a loss in points and cannot be nan"),
         ({"reward_images": 0}, "must be at least 1"),

@@ -94,7 +94,7 @@ class Functional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x))
-        if x.shape[-1] > 4:
+        if x.shape[-1] > 4 and len(x.chunk(2, dim=1)) == 2:
             x = F.relu(self.second(x))
         assert x.dim() == 4
         return F.linear(x.mean((2, 3)), self.weight)
@@ -130,13 +130,69 @@ def test_a_functional_layer_that_is_called_twice_is_one_module():
     assert network.frozen_reasons()["stem"] == "conv2d is called more than once"
 
 
-def test_control_flow_on_the_values_of_a_tensor_stays_refused():
-    class Gated(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x if x.mean() > 0 else -x
+class Tied(nn.Module):
+    """What a module calls is also called as a function, its norm too, and padded by the image's size."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, norm = self.stem(x), self.norm
+        tied = F.conv2d(self.conv(x), self.conv.weight)
+        x = F.batch_norm(norm(tied), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        around = (x.shape[-1] - 8) // 2
+        return F.conv2d(x, self.conv.weight, padding=(around, around)).mean((2, 3))
+
+
+def test_parameters_that_modules_still_read_are_kept():
+    model, x = Tied().eval(), torch.randn(4, 3, 16, 16)
+    network = trace(model, IMAGE)
+    assert [layer.name for layer in network.layers] == ["stem", "conv", "conv.conv2d"]
+    with torch.no_grad():
+        torch.testing.assert_close(network.module(x), model(x))
+
+
+class Branching(nn.Module):
+    """Another sign wherever a condition holds."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.conv, self.condition = nn.Conv2d(3, 4, 3), condition
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return -x if self.condition(x) else x
+
+
+VALUES = {
+    "tensor": lambda x: x.mean() > 0,
+    "item": lambda x: x.mean().item() > 0,
+    "list": lambda x: x.mean((0, 2, 3)).tolist()[0] > 0,
+    "comparison": lambda x: torch.allclose(x, x.abs()),
+    "selection": lambda x: x[x > 0].shape[0] > 100,
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_control_flow_on_the_values_of_a_tensor_stays_refused(name):
     with pytest.raises(UserError, match="values of a tensor cannot be used as inputs to control flow"):
-        trace(Gated(), IMAGE)
+        trace(Branching(VALUES[name]), IMAGE)
+
+
+@pytest.mark.parametrize(
+    "count", [lambda x: x.shape[0] == 1, lambda x: len(x) == 1, lambda x: range(x.size(0))]
+)
+def test_control_flow_on_the_number_of_images_is_refused(count):
+    with pytest.raises(UserError, match="number of images cannot be used as inputs to control flow"):
+        trace(Branching(count), IMAGE)
+
+
+def test_what_a_refused_network_has_patched_is_put_back():
+    before = nn.Module.__call__, nn.Module.__getattr__
+    with pytest.raises(UserError):
+        trace(Branching(VALUES["item"]), IMAGE)
+    assert (nn.Module.__call__, nn.Module.__getattr__) == before
 
 
 # ---- operations that the libraries use ------------------------------------------------------------------

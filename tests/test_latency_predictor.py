@@ -212,7 +212,7 @@ def test_bounds_are_completions():
             between = np.column_stack([widths, np.full((len(table), 2), bits)])
             assert cost.lower_bound(partial) <= cost.of(partial.filled(between)) <= cost.upper_bound(partial)
         assert cost.lower_bound(partial) == min(low) and cost.upper_bound(partial) == max(high)
-    assert cost.of(table) == pytest.approx(2.0 * predictor(table) * (1 + predictor.margin))
+    assert cost.of(table) == pytest.approx(2.0 * predictor.bound(predictor(table)))
 
 
 def test_a_lone_integer_layer_may_be_slower_than_floats():
@@ -249,6 +249,28 @@ def test_margin_and_mean_error_by_hand():
     assert predictor.margin == pytest.approx(0.25)
     predictor.errors = np.array([0.1] * 20)
     assert predictor.margin == 0.0  # predictions that are always too high need none
+
+
+def test_the_bound_follows_the_errors_at_that_latency():
+    """A half of the policies is predicted exactly, the slower half 20 % too fast."""
+    predictor = fitted(count=200)
+    ratios = np.linspace(0.1, 1.0, 200)
+    predictor._ratios, predictor.errors = ratios, np.where(ratios < 0.55, 0.0, 1 / 1.2 - 1)
+    assert predictor.margin == pytest.approx(0.2)
+    assert predictor.bound(0.2) == pytest.approx(0.2)
+    assert predictor.bound(0.05) == pytest.approx(0.05)  # below every sample, as the nearest ones
+    assert predictor.bound(0.8) == pytest.approx(0.96)
+    assert predictor.bound(2.0) == pytest.approx(2.4)
+    rising = [predictor.bound(ratio) for ratio in np.linspace(0.01, 2.0, 300)]
+    assert rising == sorted(rising)
+
+
+def test_the_bound_hears_of_new_measurements():
+    predictor, table = fitted(count=60), tables(chain(), 1, seed=11)[0]
+    before = predictor.bound(predictor(table)) / predictor(table)
+    for _ in range(10):
+        predictor.add(table, 1.5 * predictor(table))
+    assert predictor.bound(predictor(table)) / predictor(table) > before
 
 
 def test_too_few_samples_fit_nothing():

@@ -71,15 +71,15 @@ def test_measures_a_larger_network_as_slower(target: Target, tmp_path: Path) -> 
     for path, width in zip(files, (4, 64), strict=True):
         net = nn.Sequential(nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3), nn.Conv2d(width, 4, 3))
         target.export(trace_graph(net), images(1, 32), path)
-    reference, candidate = target.measure(files, time_limit_s=20)
+    reference, candidate = target.measure(files, time_limit_s=3)
     assert reference.ratio == 1.0 and reference.best > 0 and candidate.ratio > 3
 
 
 def test_running_does_not_disturb_measuring(target: Target, file: Path) -> None:
     """A session is resized for many images; timing stays at one."""
-    (before,) = target.measure([file])
+    (before,) = target.measure([file], time_limit_s=2)
     target.run(file, images(100).numpy())
-    (after,) = target.measure([file])
+    (after,) = target.measure([file], time_limit_s=2)
     assert after.best < 20 * before.best
 
 

@@ -273,7 +273,7 @@ def test_a_cut_training_ends_as_an_uncut_one(data, teaching, tmp_path, monkeypat
         options.runs.mkdir(exist_ok=True)
         learner = student()
         try:
-            mimic_results.train(options, spec, learner, task, loss)
+            mimic_results.train(options, spec, learner, task.data, loss)
             ends.append(weights(learner))
         except KeyboardInterrupt:
             assert options.weights(spec).with_suffix(".checkpoint").is_file()

@@ -417,6 +417,14 @@ def test_policies_that_cannot_be_are_refused(network: Network, operators: dict, 
         apply(policy_with(network, operators), network, compressors(network))
 
 
+def test_bits_for_weights_that_are_not_there_are_refused(network: Network):
+    policy = policy_with(network, BOTH).to_json()
+    for decision in policy["decisions"]:
+        decision["values"]["weight_bits"] = 4
+    with pytest.raises(UserError, match="weight_bits = 4, but clustered-kernels leaves no weights"):
+        apply(CompressionPolicy.from_json(policy, "a test"), network, compressors(network))
+
+
 def test_a_policy_is_not_carried_out_without_its_operators(network: Network):
     pruning = ChannelPruning(rank_channels(network, "l2"))
     with pytest.raises(UserError, match="nothing here carries that out"):

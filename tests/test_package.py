@@ -32,7 +32,7 @@ from amc.package import (
     save_package,
 )
 from amc.package_form import packed_form
-from amc.policy import CompressionPolicy
+from amc.policy import CompressionPolicy, LayerDecision
 from amc.pruning.importance import rank_channels
 from amc.quantization.registry import WEIGHT_QUANTIZERS, QuantizerNames
 from amc.recovery.calibrate import calibrate
@@ -192,6 +192,21 @@ def test_the_numbers_of_a_file_take_the_bytes_of_the_cost_at_all_bits(
     assert file_bytes(path)[1] == cost.of(cost.space.table(policy))
     expected = packed_form(module, network)(noise(network))
     assert torch.equal(load_package(path, network).module(noise(network)), expected)
+
+
+@pytest.mark.parametrize("quantizer", WEIGHT_QUANTIZERS)
+def test_layers_too_small_for_a_quantizer_come_back_as_floats(quantizer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    network = trace(model.eval(), torch.zeros(1, 1, 1, 1))
+    knob = BitsKnob("weight_bits", network, BITS)
+    decisions = (LayerDecision(layer.name, {"weight_bits": 4}) for layer in network.layers)
+    policy = CompressionPolicy(network.fingerprint, tuple(decisions))
+    module = apply(policy, network, [WeightQuantization(knob, quantizer)]).eval()
+    path = save_package(tmp_path, Package(module, policy, {}, Architecture("tiny", 2, (1, 1, 1))), network)
+    back = load_package(path, network)
+    assert back.policy == policy
+    assert torch.equal(back.module(noise(network)), packed_form(module, network)(noise(network)))
 
 
 def test_the_header_of_a_deep_network_is_short(tmp_path: Path) -> None:

@@ -138,14 +138,26 @@ def test_triplet_loss_against_values_by_hand():
     assert float(triplet_loss(similarity, torch.zeros(3, dtype=torch.long))) == 0
 
 
+def test_losses_do_not_depend_on_the_length_of_the_code(words, vectors):
+    labels, table = torch.arange(10) % 3, table_of(vectors, words)
+    short, long = Said(table, vectors), Said(table.repeat(1, 4, 1), vectors.repeat(1, 4, 1))
+    assert torch.allclose(asymmetric_triplet_loss(short, labels), asymmetric_triplet_loss(long, labels))
+    assert torch.allclose(float_triplet_loss(short, labels), float_triplet_loss(long, labels))
+    plain = [
+        symmetric_triplet_loss(*each)
+        for each in ((short, labels, words), (long, labels, words.repeat(4, 1, 1)))
+    ]
+    assert torch.allclose(*plain)
+
+
 def test_the_asymmetric_loss_compares_floats_with_soft_codes(words, vectors):
     outputs = Said(table_of(vectors, words), vectors)
     labels = torch.arange(10) % 3
     quantized = soft_vectors(soft_assignment(outputs.table, 5.0), words).flatten(1)
-    wanted = triplet_loss(vectors.flatten(1) @ quantized.T, labels)
+    wanted = triplet_loss(4 * vectors.flatten(1) @ quantized.T, labels)  # a reach of 12 for 3 sub-vectors
     assert torch.allclose(asymmetric_triplet_loss(outputs, labels, 5.0), wanted)
     symmetric = symmetric_triplet_loss(outputs, labels, words, 5.0)
-    assert torch.allclose(symmetric, triplet_loss(quantized @ quantized.T, labels))
+    assert torch.allclose(symmetric, triplet_loss(4 * quantized @ quantized.T, labels))
     plain = float_triplet_loss(outputs, labels)
     assert len({round(float(value), 6) for value in (wanted, symmetric, plain)}) == 3
 

@@ -1,13 +1,14 @@
 """Runs: what compress gives back, every searcher and goal, and being killed."""
 
 import json
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from tests.test_run import (
     AGENT,
     FAKE,
     PROBLEM,
-    ROOT,
     TINY,
     FakeTarget,
     InterruptAt,
@@ -197,12 +197,20 @@ GOAL = ["--goal", "cost", "--minimize", "macs", "--max-drop", "5", "--reference-
 KILLED = [*TINY, *GOAL, "--checkpoint-every", "4"]
 
 
-def spawn(words: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    """Start train_agent; what it says goes to a file."""
-    command = [sys.executable, "-m", "scripts.train_agent", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with words.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+def train(words: Path, arguments: list[str]) -> None:
+    """What train_agent does; what it says goes to a file."""
+    with words.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        sys.exit(exit_code(train_agent.main, arguments))
+
+
+def spawn(words: Path, *arguments: object) -> BaseProcess:
+    """Start train_agent in a process of its own, which finds everything imported."""
+    processes = multiprocessing.get_context("forkserver")
+    # torch imports _dynamo when the first optimizer is made.
+    processes.set_forkserver_preload([__name__, "torch._dynamo"])
+    child = processes.Process(target=train, args=(words, [str(argument) for argument in arguments]))
+    child.start()
+    return child
 
 
 def check_killed_and_resumed(tmp_path: Path, kills: int, evaluations: int) -> None:
@@ -213,11 +221,12 @@ def check_killed_and_resumed(tmp_path: Path, kills: int, evaluations: int) -> No
         before = len(rows(folder)) if folder.exists() else 0
         started = (folder / "config.yaml").exists()
         child = spawn(words, "--resume", folder) if started else spawn(words, *fresh, "killed")
-        while child.poll() is None and not (folder.exists() and len(rows(folder)) > before):
+        while child.is_alive() and not (folder.exists() and len(rows(folder)) > before):
             time.sleep(0.01)
         time.sleep(random.uniform(0.0, 0.4))
         child.kill()
-        assert child.wait() == -signal.SIGKILL, f"it had ended before it was killed: {words.read_text()}"
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, f"it had ended before it was killed: {words.read_text()}"
     assert 0 < len(rows(folder)) < evaluations
     assert exit_code(train_agent.main, ["--resume", str(folder)]) == 0
     assert exit_code(train_agent.main, [*fresh, "whole"]) == 0

@@ -112,6 +112,21 @@ def test_widths_are_probed_at_half(traced):
     assert probe.min() == pytest.approx(0.5, abs=0.06)
 
 
+def test_descents_leave_no_room_for_another_step(traced):
+    """Widths lose the same at every step, so that an order by losses alone could skip one."""
+    walk = width_walk(traced("resnet20"), "macs=0.5")
+    searcher, (budget,) = new(walk, "greedy"), walk.budgets
+    done = advance(searcher, Sensitivities(walk), [1] * 60)
+    for descent in done[-len(POWERS) :]:
+        table = walk.space.table(descent.policy)
+        for entry in searcher._entries:
+            rung = entry.values.index(int(table[entry.row, entry.column])) + 1
+            if rung < len(entry.values):
+                raised, tied = table.copy(), walk.space.decider[:, entry.column] == entry.row
+                raised[tied, entry.column] = entry.values[rung]
+                assert budget.cost.of(raised) > budget.limit
+
+
 def test_entries_by_hand():
     bits = entry_of(0, 1, "weight_bits", (2, 3, 4))
     assert bits.values == (2, 3, 4) and bits.probe == 0

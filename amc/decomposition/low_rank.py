@@ -172,10 +172,14 @@ class SpatialSVD(Decomposition):
     name = "spatial-svd"
 
     def obstacle(self, module: nn.Module) -> str | None:
-        """It needs a kernel with two sides."""
+        """Its cost is only known for square kernels that lose no columns at the image's edge."""
         found = convolution_obstacle(module)
-        if found is None and isinstance(module, nn.Conv2d) and 1 in module.kernel_size:
-            return "its kernel has one side only"
+        if found is None and isinstance(module, nn.Conv2d):
+            if len({*module.kernel_size}) > 1:
+                return "its kernel is not square"
+            assert isinstance(module.padding, tuple)
+            if 2 * module.padding[1] < module.dilation[1] * (module.kernel_size[1] - 1):
+                return "it is padded too little"
         return found
 
     def factors(self, weight: Tensor, amount: int) -> Factors:
@@ -193,7 +197,8 @@ class SpatialSVD(Decomposition):
     def parts(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[Part, Part]:
         """The first factor runs on every column of the input, before the second one's stride.
 
-        For square kernels whose stride divides the image, as in every reference network.
+        Where the stride does not divide the image, or more is padded than the kernel needs, a little less
+        runs than this says.
         """
         side = layer.kernel_size
         rank = min(amount, outputs * side, inputs * side)

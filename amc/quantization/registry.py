@@ -18,6 +18,8 @@ from amc.quantization.protocol import PointQuantizer, WeightQuantizer
 from amc.quantization.value_aware import ValueAwareActivationQuantizer, ValueAwareWeightQuantizer
 
 UNIFORM = "uniform"
+NO_QUANTIZER = "none"
+"""In the place of a name where no weight is quantized; layers too small to gain by it stay floats."""
 
 _WEIGHTS: tuple[type[WeightQuantizer], ...] = (
     UniformWeightQuantizer,
@@ -43,7 +45,7 @@ class QuantizerNames:
     """Which quantizers a network uses.
 
     Attributes:
-        weights: of all quantized layers.
+        weights: of all quantized layers; `NO_QUANTIZER` of a network that turned out to have none.
         activations: of all quantized inputs of layers.
     """
 
@@ -82,5 +84,5 @@ def quantizers_of(model: nn.Module) -> QuantizerNames:
     weights = [part.name for part in model.modules() if isinstance(part, WeightQuantizer)]
     points = [part.name for part in model.modules() if isinstance(part, PointQuantizer) and part.enabled]
     return QuantizerNames(
-        next(iter(weights), UNIFORM), next((name for name in points if name != UNIFORM), UNIFORM)
+        next(iter(weights), NO_QUANTIZER), next((name for name in points if name != UNIFORM), UNIFORM)
     )

@@ -28,7 +28,7 @@ class LatencyCost:
 
     def of(self, table: np.ndarray) -> float:
         """The latency that a complete table [points, knobs] stays below with 95 % confidence."""
-        return self.predict(table) * (1.0 + self.predictor.margin)
+        return self.predictor.bound(self.predictor(table)) * self.original
 
     def predict(self, table: np.ndarray) -> float:
         """The expected latency of a complete table."""

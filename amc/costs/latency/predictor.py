@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from amc.costs.latency.features import LatencyFeatures
 
 FOLDS = 10
 CONFIDENCE = 0.95
+NEIGHBOURS = 50
+"""Samples of about the same latency that tell how far a prediction can be trusted. Errors are not the same
+everywhere: with blocks left out of a ResNet-56, 95 % of all policies need a margin of 14 %, but those
+at 0.15 to 0.25 of its latency one of 5 %, and under a budget in that range the rest would be wasted."""
 SMALLEST_FIT = 20
 """Samples below which a fit means nothing."""
 SPECIFIC_PENALTIES = (0.0, 10.0)
@@ -78,6 +83,7 @@ class LatencyPredictor:
         """Learn from another measured policy; its error before that counts as one on an unseen policy."""
         row = self.features.of(table)
         self.errors = np.append(self.errors, row @ self._weights / ratio - 1.0)
+        self.__dict__.pop("_bounds", None)
         self._rows, self._ratios = np.vstack([self._rows, row]), np.append(self._ratios, ratio)
         self._weights = fit(self._rows, self._ratios, self._penalties)
 
@@ -89,8 +95,29 @@ class LatencyPredictor:
     @property
     def margin(self) -> float:
         """By which fraction a measurement exceeds its prediction at most, in 95 % of unseen policies."""
-        excess = 1.0 / (1.0 + self.errors) - 1.0
-        return max(0.0, float(np.quantile(excess, CONFIDENCE)))
+        return _margin(self.errors)
+
+    def bound(self, ratio: float) -> float:
+        """What a measurement stays below in 95 % of the unseen policies with about this prediction.
+
+        Grows with the prediction, so that the cheapest completion has the lowest bound, too.
+        """
+        predicted, bounds = self._bounds
+        if ratio <= predicted[0]:
+            return float(ratio * bounds[0] / predicted[0])
+        if ratio >= predicted[-1]:
+            return float(ratio * bounds[-1] / predicted[-1])
+        return float(np.interp(ratio, predicted, bounds))
+
+    @cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions for unseen samples, rising, and the bounds there."""
+        order = np.argsort(self._ratios * (1.0 + self.errors))
+        predicted, errors = (self._ratios * (1.0 + self.errors))[order], self.errors[order]
+        # Neighbours in rank: near each other where there are many samples, and never too few.
+        first = np.clip(np.arange(len(order)) - NEIGHBOURS // 2, 0, max(0, len(order) - NEIGHBOURS))
+        margins = np.array([_margin(errors[start : start + NEIGHBOURS]) for start in first])
+        return predicted, np.maximum.accumulate(predicted * (1.0 + margins))
 
     def _unseen_errors(self, penalties: np.ndarray) -> np.ndarray:
         fold = np.arange(len(self._ratios)) % FOLDS
@@ -100,6 +127,11 @@ class LatencyPredictor:
             weights = fit(self._rows[~unseen], self._ratios[~unseen], penalties)
             errors[unseen] = self._rows[unseen] @ weights / self._ratios[unseen] - 1.0
         return errors
+
+
+def _margin(errors: np.ndarray) -> float:
+    excess = 1.0 / (1.0 + errors) - 1.0
+    return max(0.0, float(np.quantile(excess, CONFIDENCE)))
 
 
 def fit(rows: np.ndarray, ratios: np.ndarray, penalties: np.ndarray) -> np.ndarray:
