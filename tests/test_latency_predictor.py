@@ -273,6 +273,21 @@ def test_the_bound_hears_of_new_measurements():
     assert predictor.bound(predictor(table)) / predictor(table) > before
 
 
+def test_a_search_is_bound_by_its_own_measurements():
+    predictor, random = fitted(count=60), np.random.default_rng(0)
+    excess = random.normal(-0.05, 0.01, 1000)
+    predictor.errors = np.array([0.5, -0.4] * 30)  # random policies scatter widely
+    predictor._own = tuple(1 / (1 + excess[:4]) - 1)
+    assert predictor.bound(0.5) > 0.5
+    predictor._own = tuple(1 / (1 + excess[:8]) - 1)
+    assert 0.47 < predictor.bound(0.5) < 0.5
+    kept = []
+    for first in range(0, 990, 9):  # eight that are known tell about a ninth
+        predictor._own = tuple(1 / (1 + excess[first : first + 8]) - 1)
+        kept.append(0.5 * (1 + excess[first + 8]) <= predictor.bound(0.5))
+    assert 0.9 <= np.mean(kept) <= 0.99
+
+
 def test_too_few_samples_fit_nothing():
     with pytest.raises(ValueError, match="19 samples are too few"):
         fitted(count=19)
