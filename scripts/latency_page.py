@@ -25,6 +25,7 @@ from scripts.latency_words import (
     title_of,
     tuned_name,
     verdict,
+    way,
 )
 from scripts.results_page import markdown_table, read_figures, write_page
 
@@ -97,7 +98,7 @@ class Page:
         good = [row for row in rows if "unreachable" not in row]
         table = [
             [
-                f"{row['network']}, {row['target']}, {row['budget']} ({row['label']})",
+                f"{row['network']}, {row['target']}, {row['budget']}{way(row)} ({row['label']})",
                 f"{row['original_file']['latency']:.3f}",
                 f"{row['file']['latency']:.3f}",
                 f"{row['latency_ratio']:.3f} ({1 / row['latency_ratio']:.2f}x)",
@@ -155,8 +156,10 @@ class Page:
                 f"{row['network']}, {row['target']} ({row['label']})", {name: [] for name in names}
             )
             for name, point in points_of(row):
-                if point not in panel[name]:
-                    panel[name].append(point)
+                # Rows made when the epochs were others have names of their own.
+                known = panel.setdefault(name, [])
+                if point not in known:
+                    known.append(point)
         return {panel: {name: list(points) for name, points in s.items()} for panel, s in panels.items()}
 
     def joint(self) -> list[str]:

@@ -21,6 +21,8 @@ STYLES: dict[str, dict[str, Any]] = {
     tuned_name(HEADLINE_EPOCHS): {"color": GREEN, "marker": "*", "linestyle": "none", "markersize": 13},
     tuned_name(BLOCKS_EPOCHS, True): {"color": BLUE, "marker": "*", "linestyle": "none", "markersize": 13},
 }
+OTHER = {"color": "black", "marker": "*", "linestyle": "none", "markersize": 13}
+"""Rows made when the epochs were others."""
 Points = Sequence[tuple[float, float]]
 ORIGINAL: dict[str, Any] = {"color": "black", "marker": "X", "linestyle": "none", "markersize": 8}
 
@@ -29,7 +31,7 @@ def curves_png(panels: dict[str, dict[str, Points]], originals: dict[str, float]
     """Test accuracy against latency, one panel a network and target.
 
     Args:
-        panels: title to series name (a key of `STYLES`) to (latency ratio, accuracy) pairs.
+        panels: title to series name to (latency ratio, accuracy) pairs.
         originals: accuracy of the uncompressed network by panel title, where it is known.
     """
     figure, places = _panels(len(panels))
@@ -37,7 +39,8 @@ def curves_png(panels: dict[str, dict[str, Points]], originals: dict[str, float]
         for name, points in series.items():
             if points:
                 ratios, accuracies = zip(*sorted(points), strict=True)
-                axes.plot(ratios, [100 * value for value in accuracies], label=name, **STYLES[name])
+                style = STYLES.get(name, OTHER)
+                axes.plot(ratios, [100 * value for value in accuracies], label=name, **style)
         if title in originals:
             axes.plot([1], [100 * originals[title]], label="original", **ORIGINAL)
         axes.set_title(title, fontsize=10)
@@ -80,7 +83,7 @@ def _finish(axes: Axes, label: str) -> None:
     axes.set_xlim(0, 1.05)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower right")
 
 
 def _png(figure: Figure) -> bytes:

@@ -33,7 +33,13 @@ def row_name(row: Row) -> str:
 
 def title_of(row: Row) -> str:
     """The row in a sentence."""
-    return f"{row['network']}, {row['target']}, budget {row['budget']} ({row['label']})"
+    return f"{row['network']}, {row['target']}, budget {row['budget']}{way(row)} ({row['label']})"
+
+
+def way(row: Row) -> str:
+    """What a headline was searched with and how long it was trained, as a part of its title."""
+    blocks = ", blocks left out" if row.get("variant") == "blocks" else ""
+    return f"{blocks}, {row['epochs']} epochs" if "epochs" in row else blocks
 
 
 def setting(row: Row) -> list[str]:

@@ -67,4 +67,4 @@ def finish(axes: Axes, setting: Setting) -> None:
     axes.set_xlabel("evaluations")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower right")
