@@ -1,6 +1,5 @@
 """The replay buffer that credits every decision of an episode with the episode's reward."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -9,18 +8,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-FULL_CREDIT_LENGTH = 15
-"""Up to this many decisions each row gets the whole reward; above it, rewards shrink by 15 / T so that the
-return that the critic regresses stays of the order of 15 rewards for any network depth."""
-
-
-def softened(reward: float) -> float:
-    """What is learned instead of a reward: below -1 only the logarithm counts, with the same slope at -1.
-
-    A policy that loses 40 points beyond an allowed drop is paid -40, and one squared error of that size
-    outweighs everything that a critic knows about the policies worth having. The order stays what it was.
-    """
-    return reward if reward >= -1.0 else -1.0 - math.log(-reward)
+from agents.credit import credit
 
 
 class EpisodeRewardBuffer(ReplayBuffer):
@@ -81,23 +69,19 @@ class EpisodeRewardBuffer(ReplayBuffer):
         length = int(self._open_rows[column])
         # An episode longer than the buffer has overwritten its own beginning.
         rows = (last_row - np.arange(min(length, self.buffer_size))) % self.buffer_size
-        reward = softened(float(self._open_return[column]))
-        self.rewards[rows, column] = reward * min(1.0, FULL_CREDIT_LENGTH / length)
+        self.rewards[rows, column] = credit(float(self._open_return[column]), length)
         self.closed[rows, column] = True
         self._open_rows[column], self._open_return[column] = 0, 0.0
 
-    def episodes(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """All ended episodes, where there is one column and every episode has the same length.
-
-        Args:
-            length: rows of an episode, T; the buffer's size is a multiple of it.
+    def episodes(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """All ended episodes in order, where there is one column that has never been full.
 
         Returns:
-            Executed actions [n, T, K] and what they are credited with [n].
+            Executed actions, each [T, K], and what the episodes are credited with [n].
         """
-        n = self.size() // length
-        actions = self.actions[: n * length, 0].reshape(n, length, -1)
-        return actions, self.rewards[: n * length : length, 0]
+        ends = np.flatnonzero(self.dones[: self.size(), 0]) + 1
+        pieces = np.split(self.actions[: self.size(), 0], ends)[: len(ends)]
+        return pieces, self.rewards[ends - 1, 0]
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Draw transitions of ended episodes uniformly, with replacement.

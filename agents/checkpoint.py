@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from amc.errors import UserError
 from amc.files import write_atomically
 
-FILE_NAME = "state.safetensors"
+CHECKPOINT_FOLDER, FILE_NAME = "checkpoint", "state.safetensors"
 _ARRAY = "__array__"
 """In the JSON part, `{"__array__": name}` stands for the array of that name."""
 

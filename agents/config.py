@@ -1,6 +1,7 @@
 """The settings of a search: the sentence under each field is its command-line help and documentation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from agents.exploration import Exploration
@@ -24,6 +25,9 @@ class AgentConfig:
     and deep."""
     seed: int = 0
     """Seeds the weights, the exploration and the replay sampling; the same seed gives the same search."""
+    start_from: Path | None = None
+    """Folder of a trained agent (a run, or of train_transfer.py) whose actor and critic this search goes on
+    from; it asks that actor after the uniform policy, and has no warm-up. --sigma-start 0.1 stays near it."""
     warmup_evaluations: int = 10
     """Evaluations drawn around the uniform policy before the actor proposes; at most half of the budget."""
     candidates: int = 256
@@ -73,14 +77,21 @@ class AgentConfig:
             updates_per_transition=self.updates_per_transition >= 1,
         )
 
-    def exploration(self, budget_evaluations: int) -> Exploration:
-        """The exploration schedule of a search that may spend `budget_evaluations`."""
+    def exploration(self, budget_evaluations: int, references: int = 1) -> Exploration:
+        """The exploration schedule of a search that may spend `budget_evaluations`.
+
+        Args:
+            budget_evaluations: evaluations of the whole search.
+            references: how many of them, at the start, are uniform policies.
+        """
         evaluations = self.schedule_evaluations or budget_evaluations
+        warmup = min(self.warmup_evaluations, (evaluations - references + 1) // 2)
         return Exploration(
             evaluations=evaluations,
-            warmup=min(self.warmup_evaluations, evaluations // 2),
+            warmup=1 if self.start_from else warmup,
             sigma_start=self.sigma_start,
             sigma_end=self.sigma_end,
+            references=references,
         )
 
 

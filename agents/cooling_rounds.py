@@ -37,6 +37,8 @@ def first_config(config: RunConfig) -> RunConfig:
     """
     if config.problem.goal != "accuracy":
         raise UserError("--cooling tightens budgets, and --goal cost has none.")
+    if config.problem.varies:
+        raise UserError("--cooling tightens one budget round by round, and takes no range of them.")
     if config.problem.drop_blocks:
         raise UserError("--cooling does not go with --drop-blocks: rounds are matched layer by layer.")
     texts = [

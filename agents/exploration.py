@@ -19,6 +19,8 @@ class Exploration:
         sigma_start: standard deviation during the warm-up and at its end, on the action scale -1 to 1.
         sigma_end: standard deviation from `settled` evaluations before the end.
         settled: evaluations at the end that keep `sigma_end`.
+        references: episodes at the start that play exactly the uniform policy, one for each case of a search;
+            the warm-up counts from the last of them.
     """
 
     evaluations: int = 200
@@ -26,17 +28,24 @@ class Exploration:
     sigma_start: float = 0.3
     sigma_end: float = 0.05
     settled: int = 10
+    references: int = 1
+
+    @property
+    def _drawn(self) -> int:
+        """Episodes that the actor has no part in."""
+        return max(1, self.warmup) + self.references - 1
 
     def warming_up(self, episode: int) -> bool:
         """Whether an episode (counted from 0) is drawn around the uniform policy; the first always is."""
-        return episode < max(1, self.warmup)
+        return episode < self._drawn
 
     def sigma(self, episode: int) -> float:
-        """Standard deviation of an episode (counted from 0); 0 for the first, which is the uniform policy."""
-        if episode == 0:
+        """Standard deviation of an episode (counted from 0); 0 for the uniform policies at the start."""
+        if episode < self.references:
             return 0.0
-        decaying = max(1, self.evaluations - self.settled - self.warmup)
-        progress = min(1.0, max(0, episode - self.warmup) / decaying)
+        warmup = self.warmup + self.references - 1
+        decaying = max(1, self.evaluations - self.settled - warmup)
+        progress = min(1.0, max(0, episode - warmup) / decaying)
         return self.sigma_start * (self.sigma_end / self.sigma_start) ** progress
 
 

@@ -1,19 +1,21 @@
 """Everything that a run leaves for deployment: policy, weights, the network's files and the actor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
-from agents.actor import export_actor
 from agents.run import Run
+from agents.run_config import SourceConfig
 from agents.source import SMALL_SIDE
 from amc.errors import UserError
 from amc.export.model import CheckedFile, export_model, formats_for, write_file
 from amc.files import write_json
 from amc.package import MODEL_FILE, Architecture, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
+from amc.tasks.base import Task
+from envs.problem import Problem
 
 EXPORT_FOLDER, FIGURES_FILE, ORIGINAL_FILE = "export", "export.json", "original.onnx"
 
@@ -69,39 +71,64 @@ def export_run(run: Run, policy: CompressionPolicy | None = None, folder: Path |
         UserError: the run has no policy yet, the policy belongs to another network, or the folder cannot
             be written to.
     """
-    chosen = policy or run.best_policy
-    model = run.evaluator.compressed(chosen).cpu()
-    folder = folder or run.folder / EXPORT_FOLDER
+    from agents.actor import export_actor  # needs stable-baselines3, unlike the files of a network
+
+    chosen, folder = policy or run.best_policy, folder or run.folder / EXPORT_FOLDER
+    exported = export_network(run.problem, chosen, folder, architecture_of(run))
+    # The actors of a search in rounds know the networks of their rounds, and not the original.
+    actor = None if run.config.cooling.is_on else export_actor(run, folder)
+    return replace(exported, actor=actor)
+
+
+def export_network(
+    problem: Problem, chosen: CompressionPolicy, folder: Path, architecture: Architecture
+) -> ExportedRun:
+    """Write the files of one policy's network: package, policy, and what its target and ONNX runtimes read.
+
+    Args:
+        problem: what is compressed.
+        chosen: the policy.
+        folder: where to write; is made if it does not exist.
+        architecture: how the original is built.
+
+    Raises:
+        UserError: the policy belongs to another network, or the folder cannot be written to.
+    """
+    network, evaluator, task = problem.network, problem.evaluator, problem.task
+    model = evaluator.compressed(chosen).cpu()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be made: {error.strerror}.") from error
-    formats = formats_for(run.problem.target.file_suffix)
+    formats = formats_for(problem.target.file_suffix)
     originals = [(folder / ORIGINAL_FILE).with_suffix(suffix) for suffix in formats]
     for path in originals:
-        write_file(run.network.module, run.network.example, path)
-    lost = run.task.score(run.network.copy(), "test") - run.task.score(model, "test")
+        write_file(network.module, network.example, path)
+    lost = task.score(network.copy(), "test") - task.score(model, "test")
     files = export_model(
         model,
         folder,
-        run.task.data.normalised("test"),
-        calibration=[batch.cpu() for batch in run.evaluator.calibration],
+        task.data.normalised("test"),
+        calibration=[batch.cpu() for batch in evaluator.calibration],
         drop=lost,
         policy_digest=chosen.digest(),
         formats=formats,
-        agree=run.task.agreement,
+        agree=task.agreement,
     )
-    kept = kept_by(run.evaluator.compressors, run.network, chosen)
-    save_package(folder, Package(model, chosen, kept, architecture_of(run)), run.network)
-    # The actors of a search in rounds know the networks of their rounds, and not the original.
-    actor = None if run.config.cooling.is_on else export_actor(run, folder)
-    exported = ExportedRun(folder, chosen, model, originals, files, folder / MODEL_FILE, actor)
+    kept = kept_by(evaluator.compressors, network, chosen)
+    save_package(folder, Package(model, chosen, kept, architecture), network)
+    exported = ExportedRun(folder, chosen, model, originals, files, folder / MODEL_FILE, None)
     write_json(folder / FIGURES_FILE, exported.to_json())
     return exported
 
 
 def architecture_of(run: Run) -> Architecture:
     """How the original of a run is built."""
-    source, data = run.config.source, run.task.data
+    return architecture_from(run.config.source, run.task)
+
+
+def architecture_from(source: SourceConfig, task: Task) -> Architecture:
+    """How the network that a configuration names is built for a task's data."""
+    data = task.data
     small = data.shape[1] <= SMALL_SIDE
     return Architecture(source.model, data.classes, data.shape, source.width, small)

@@ -8,12 +8,16 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
+from amc.decomposition.operator import AMOUNT
+from amc.decomposition.registry import OPERATORS
 from amc.policy import REMOVED, CompressionPolicy
 
 DENSITY = "#e8710a"
 """Readable on every colour of a bar, on white and on nearly black."""
+FIELD = 0.085
+"""Height of the field that names an operator, as a share of the axes."""
 SERIES = (
     ("#3b7dd8", "o"),
     ("#e8710a", "s"),
@@ -33,7 +37,7 @@ def policy_figure(
     """Bars, one a decision point: how much is kept, coloured by the bits of its weights.
 
     A layer that is left out has no bar but these words. Where single weights are pruned, a dash tells the
-    share that stays.
+    share that stays. A field below the bar of a replaced layer has its operator's colour and the amount.
 
     Args:
         policy: what to draw.
@@ -55,6 +59,7 @@ def policy_figure(
     labels = [(each, "not quantized" if each == 32 else f"{each} bits") for each in seen]
     handles: list[Artist] = [Patch(color=_bits_color(each), label=label) for each, label in labels]
     handles += _draw_densities(axes, policy) if original_widths is not None else []
+    handles += _draw_operators(axes, policy)
     axes.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -79,6 +84,12 @@ def best_so_far_figure(rewards: Mapping[str, Sequence[float]], title: str = "") 
 def series_style(place: int) -> tuple[str, str]:
     """Colour and marker of the series at a place; after the last the first comes again."""
     return SERIES[place % len(SERIES)]
+
+
+def operator_color(name: str) -> str:
+    """The colour of an operator, one for all that do not ship with the package."""
+    own = [*OPERATORS]
+    return series_style(1 + own.index(name) if name in own else 1 + len(own))[0]
 
 
 def figure_image(figure: Figure) -> np.ndarray:
@@ -121,6 +132,30 @@ def _draw_densities(axes: Axes, policy: CompressionPolicy) -> list[Artist]:
         return []
     lines = axes.plot(places, shares, "_", color=DENSITY, markersize=12, label="density of the weights")
     return [*lines]
+
+
+def _draw_operators(axes: Axes, policy: CompressionPolicy) -> list[Artist]:
+    """Draw what replaces layers between the bars and their names, and return what the legend needs for it."""
+    replaced = [(place, each) for place, each in enumerate(policy.decisions) if each.replaced]
+    if not replaced:
+        return []
+    in_axes = axes.get_xaxis_transform()
+    axes.tick_params(axis="x", length=0, pad=15)
+    for place, each in replaced:
+        corner, color = (place - 0.42, -FIELD - 0.01), operator_color(each.operator)
+        axes.add_patch(Rectangle(corner, 0.84, FIELD, transform=in_axes, clip_on=False, color=color))
+        axes.text(
+            place,
+            -FIELD / 2 - 0.012,
+            str(each.values.get(AMOUNT, "")),
+            transform=in_axes,
+            ha="center",
+            va="center_baseline",
+            fontsize=6.5,
+            color="white",
+        )
+    used = dict.fromkeys(each.operator for _, each in replaced)
+    return [Patch(color=operator_color(name), label=name) for name in used]
 
 
 def _axes(width: float, title: str) -> tuple[Figure, Axes]:

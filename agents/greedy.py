@@ -16,9 +16,9 @@ from amc.policy import CompressionPolicy
 from amc.space import Partial
 from envs.walk import Walk
 
-BITS, SHARES = ("weight_bits", "activation_bits"), ("width", "density")
+BITS, SHARES = ("weight_bits", "activation_bits"), ("code", "width", "density")
 PROBED_SHARE = 0.5
-"""Where the sensitivity of a width or a density is measured: at their smallest every layer is fatal."""
+"""Where the sensitivity of a width, a density or a code is measured: at their smallest all are fatal."""
 RUNGS = 12
 """At most so many values of a knob are stepped on; widths have dozens."""
 LEAST_LOSS = 1e-3
@@ -54,15 +54,15 @@ class GreedySearcher:
     and are never the best, but count as evaluations. The loss of other values follows from that of the probe:
     for bits as 4^-bits does, as the squared rounding error, and for widths in proportion to what goes. Then
     the decision with the least loss for its saving goes down by one value, again and again, until all budgets
-    hold, and what is left of the budgets is given back where it is worth most. Because one layer's loss says
-    little about all layers together, this is repeated with flatter and steeper losses (`POWERS`). Residual
-    blocks and operators stay as they were.
+    hold, and what is left of the budgets is given back where it is worth most, at last in single channels.
+    Because one layer's loss says little about all layers together, this is repeated with flatter and steeper
+    losses (`POWERS`). Residual blocks and operators stay as they were.
 
     Args:
         walk: the decisions to make; one with budgets.
 
     Raises:
-        UserError: there is no budget to descend to.
+        UserError: there is no budget to descend to, or too few evaluations for a single descent.
     """
 
     def __init__(self, walk: WalkLike, config: AgentConfig, budget_evaluations: int):
@@ -73,6 +73,12 @@ class GreedySearcher:
                 "The searcher greedy descends to a budget; give it one, such as --budget size=0.1."
             )
         self._walk, self._scores, self._asked = walk, list[float](), 0
+        probes = 2 + len(self._entries)
+        if budget_evaluations <= probes:
+            raise UserError(
+                f"The searcher greedy measures {probes} policies before its first descent: give it "
+                f"--evaluations {probes + len(POWERS)}, or {probes + 1} at least, not {budget_evaluations}."
+            )
 
     @cached_property
     def _start(self) -> Partial:
@@ -129,7 +135,7 @@ class GreedySearcher:
         rungs = self._descend(losses)
         if rungs is None:
             return self._walk.reference_policy()
-        return self._walk.space.policy(self._fill(losses, rungs).values)
+        return self._walk.space.policy(self._top_up(losses, self._fill(losses, rungs)).values)
 
     def _descend(self, losses: Sequence[np.ndarray]) -> list[int] | None:
         """Rungs of all entries when every budget first holds; None if it never does.
@@ -165,6 +171,21 @@ class GreedySearcher:
                 current = trial
                 if rung + 1 < len(losses[index]):
                     heapq.heappush(heap, _gain(losses, index, rung))
+        return current
+
+    def _top_up(self, losses: Sequence[np.ndarray], current: Partial) -> Partial:
+        """Raise decisions by single legal values, the largest losses first: rungs lie channels apart."""
+        space = self._walk.space
+        rungs = [e.values.index(int(current.values[e.row, e.column])) for e in self._entries]
+        gains = [losses[index][rung] - losses[index][-1] for index, rung in enumerate(rungs)]
+        for index in np.argsort(gains)[::-1]:
+            entry = self._entries[index]
+            for value in space.legal(entry.row, entry.column):
+                if value > current.values[entry.row, entry.column]:
+                    trial = space.decide(current, entry.row, entry.column, value)
+                    if not self._fits(trial):
+                        break
+                    current = trial
         return current
 
     def _at(self, rungs: Sequence[int]) -> Partial:

@@ -24,10 +24,12 @@ class Row:
         reward: what the searcher was told.
         seconds: spent on measuring; 0 when the policy was met before.
         cached: the policy was met before.
-        best_index: index of the highest reward up to this row.
+        best_index: index of the highest reward up to this row, of its case.
         latency_source: whether the latency was "measured", "unreliable" or "predicted"; "" without one.
         feasible: no measurement says that it misses a budget.
         metrics: the searcher's figures at the proposal (`sigma`, `critic_loss`, `actor_loss`).
+        case: which of several budgets or networks it was proposed for, such as "macs=0.35"; "" in a search
+            that has one.
     """
 
     index: int
@@ -41,6 +43,7 @@ class Row:
     latency_source: str = ""
     feasible: bool = True
     metrics: Mapping[str, float] = field(default_factory=dict)
+    case: str = ""
 
     @property
     def evaluation(self) -> Evaluation:
@@ -81,6 +84,7 @@ class EvaluationLog:
         self.path = Path(path)
         self.rows: list[Row] = []
         self._by_digest: dict[str, Row] = {}
+        self._leaders: dict[str, Row] = {}
         content = self.path.read_bytes() if self.path.exists() else b""
         self._whole_bytes = content.rfind(b"\n") + 1
         for line in content[: self._whole_bytes].splitlines():
@@ -102,29 +106,50 @@ class EvaluationLog:
     def _remember(self, row: Row) -> None:
         self.rows.append(row)
         self._by_digest.setdefault(row.digest, row)
+        self._leaders[row.case] = self.rows[row.best_index]
 
     def find(self, digest: str) -> Row | None:
         """The first row with this policy, or None."""
         return self._by_digest.get(digest)
 
-    def best(self) -> Row | None:
-        """The feasible row with the highest reward, the earliest of equals; None in an empty log.
+    @property
+    def cases(self) -> list[str]:
+        """Names of the cases met so far; none in a search that has one case."""
+        return [case for case in self._leaders if case]
+
+    def best(self, case: str | None = None) -> Row | None:
+        """The feasible row with the highest reward, the earliest of equals; None where there is no row.
 
         As long as no row is feasible, the fastest that was measured.
-        """
-        return self.rows[self.rows[-1].best_index] if self.rows else None
 
-    def would_lead(self, reward: float) -> bool:
-        """Whether a feasible row with this reward would be the best."""
-        best = self.best()
+        Args:
+            case: the best of this one; by default of all.
+        """
+        if case is not None:
+            return self._leaders.get(case)
+        leaders = sorted(self._leaders.values(), key=lambda row: row.index)
+        return max(leaders, key=lambda row: (row.feasible, row.reward), default=None)
+
+    def first(self, case: str) -> Row:
+        """The first row of a case, which is its uniform policy."""
+        return next(row for row in self.rows if row.case == case)
+
+    def would_lead(self, reward: float, case: str = "") -> bool:
+        """Whether a feasible row with this reward would be the best of its case."""
+        best = self.best(case)
         return best is None or not best.feasible or reward > best.reward
 
     def add(
-        self, evaluation: Evaluation, reward: float, metrics: Mapping[str, float], feasible: bool = True
+        self,
+        evaluation: Evaluation,
+        reward: float,
+        metrics: Mapping[str, float],
+        feasible: bool = True,
+        case: str = "",
     ) -> Row:
         """Append an evaluation, and return its row once it is safely on disk."""
-        best, index = self.best(), len(self.rows)
-        improved = self.would_lead(reward) if feasible else _faster(evaluation, best)
+        best, index = self.best(case), len(self.rows)
+        improved = self.would_lead(reward, case) if feasible else _faster(evaluation, best)
         row = Row(
             index=index,
             policy=evaluation.policy,
@@ -137,6 +162,7 @@ class EvaluationLog:
             latency_source=evaluation.latency_source,
             feasible=feasible,
             metrics=dict(metrics),
+            case=case,
         )
         self._write(json.dumps(row.to_json()).encode() + b"\n")
         self._remember(row)

@@ -16,12 +16,14 @@ from agents.config import AgentConfig
 from agents.ddpg import CompressionDDPG, CompressionSAC, CompressionTD3, EpisodicAgent, default_settings
 from agents.episode import Episode, WalkLike, play, play_sequence
 from agents.masked_policy import MaskedPolicy
+from agents.recall import recall
 from agents.screening import draw_candidates, most_promising
 from agents.searcher import State, register_searcher
-from agents.state import load_model_state, model_state
+from agents.state import begin_from, load_model_state, model_state
 from agents.threads import one_thread
 from amc.evaluate import Evaluation
 from amc.policy import CompressionPolicy
+from envs.case_walk import CaseWalk
 
 WIDER = (1.0, 3.0, 9.0)
 """Factors of the noise among candidates, tried in turn while all that is promising has been executed."""
@@ -41,7 +43,8 @@ class OffPolicySearcher:
     """Proposes the episodes of an off-policy agent and trains it on the rewards.
 
     After the warm-up a Gaussian process over all episodes so far ranks noisy candidates, and the most
-    promising one is proposed; the actor learns from what was executed. Several proposals may be open at
+    promising one is proposed; the actor learns from what was executed. A search that goes on from another
+    agent asks that agent's actor first, and has no warm-up. Several proposals may be open at
     once: they are then drawn from one actor, and told in order.
     """
 
@@ -57,7 +60,7 @@ class OffPolicySearcher:
             budget_evaluations: evaluations that the whole search may spend.
         """
         self._walk = walk
-        self._candidates = config.candidates
+        self._candidates, self._begun = config.candidates, config.start_from is not None
         self._open: deque[Episode] = deque()
         self._asked = 0
         self._losses: dict[str, float] = {}
@@ -66,6 +69,8 @@ class OffPolicySearcher:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = _make_model(agent, walk, config, budget_evaluations)
+            if config.start_from is not None:
+                begin_from(self.model, config.start_from)
             self._torch_rng = torch.get_rng_state()
 
     @contextmanager
@@ -90,6 +95,11 @@ class OffPolicySearcher:
 
     def _play(self) -> Episode:
         number, self._asked = self._asked, self._asked + 1
+        if isinstance(self._walk, CaseWalk):
+            self._walk.choose(self._walk.case_of(number))
+        references = self.model.exploration.references
+        if self._begun and references <= number < 2 * references:
+            return play(self._walk, self._decide)
         nothing_told = self.model.buffer.size() == 0
         if self._candidates == 1 or nothing_told or self.model.exploration.warming_up(number):
             return play(self._walk, lambda observation: self.model.explore(observation, number))
@@ -100,18 +110,22 @@ class OffPolicySearcher:
 
         Where rounding leaves few policies near the best ones, the noise grows until it reaches others.
         """
-        told, values = self.model.buffer.episodes(self._walk.length)
-        own = play(self._walk, lambda observation: self.model.predict(observation, deterministic=True)[0])
+        known = recall(self._walk, *self.model.buffer.episodes(), self._open)
+        own = play(self._walk, self._decide)
         rng = self.model.exploration_rng
-        still_open = [episode.actions for episode in self._open]
-        known = {actions.tobytes() for actions in (*told, *still_open)}
         for wider in WIDER:
-            candidates = draw_candidates(rng, own.actions, told, values, self._candidates, sigma * wider)
-            for actions in most_promising(candidates, told, values, still_open):
+            candidates = draw_candidates(
+                rng, own.actions, known.told, known.worth, self._candidates, sigma * wider
+            )
+            for actions in most_promising(candidates, known.process):
                 episode = play_sequence(self._walk, actions)
-                if episode.actions.tobytes() not in known:
+                if episode.actions.tobytes() not in known.executed:
                     return episode
         return episode
+
+    def _decide(self, observation: np.ndarray) -> np.ndarray:
+        action, _ = self.model.predict(observation, deterministic=True)
+        return action
 
     def tell(self, evaluations: Sequence[Evaluation], rewards: Sequence[float]) -> None:
         """Write the oldest open episodes into the replay buffer, and train T updates after each."""
@@ -158,6 +172,7 @@ def _make_model(
     agent: type[EpisodicAgent], walk: WalkLike, config: AgentConfig, budget_evaluations: int
 ) -> EpisodicAgent:
     policy_kwargs = {**default_settings()["policy_kwargs"], "net_arch": list(config.hidden_sizes)}
+    cases, longest = (len(walk.names), walk.longest) if isinstance(walk, CaseWalk) else (1, walk.length)
     masked = issubclass(agent, TD3)  # DDPG and TD3; SAC's squashed Gaussian has no such place
     if masked:
         policy_kwargs["alive"] = walk.alive
@@ -168,12 +183,12 @@ def _make_model(
         _Spaces(walk),
         config.critic_learning_rate,
         actor_learning_rate=config.actor_learning_rate,
-        exploration=config.exploration(budget_evaluations),
+        exploration=config.exploration(budget_evaluations, cases),
         updates_per_transition=config.updates_per_transition,
         gamma=config.gamma,
         batch_size=config.batch_size,
         tau=config.tau,
-        buffer_size=walk.length * budget_evaluations,
+        buffer_size=longest * budget_evaluations,
         policy_kwargs=policy_kwargs,
         **settings,
     )
@@ -183,16 +198,16 @@ def _make_model(
     return model
 
 
-@register_searcher("ddpg")
+@register_searcher("ddpg", learns=True)
 def _ddpg(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> OffPolicySearcher:
     return OffPolicySearcher(CompressionDDPG, walk, config, budget_evaluations)
 
 
-@register_searcher("td3")
+@register_searcher("td3", learns=True)
 def _td3(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> OffPolicySearcher:
     return OffPolicySearcher(CompressionTD3, walk, config, budget_evaluations)
 
 
-@register_searcher("sac")
+@register_searcher("sac", learns=True)
 def _sac(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> OffPolicySearcher:
     return OffPolicySearcher(CompressionSAC, walk, config, budget_evaluations)

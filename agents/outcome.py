@@ -7,6 +7,9 @@ from typing import Any
 from agents.search import SearchResult
 from amc.policy import CompressionPolicy
 
+ACTOR = "actor"
+"""Name of the policy that a trained actor gives without noise and without any search."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -17,6 +20,7 @@ class Outcome:
         policy: its policy; None for the uncompressed network.
         reward_score, test_score: scores on the two splits, in [0, 1].
         costs: cost name to absolute value.
+        case: the budgets that it was made for, where a search has several levels of them.
     """
 
     name: str
@@ -24,10 +28,12 @@ class Outcome:
     reward_score: float
     test_score: float
     costs: dict[str, float]
+    case: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the policy."""
-        return {name: value for name, value in vars(self).items() if name != "policy"}
+        figures = {name: value for name, value in vars(self).items() if name != "policy"}
+        return figures if self.case else {name: value for name, value in figures.items() if name != "case"}
 
 
 def final_figures(result: SearchResult, outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -35,6 +41,11 @@ def final_figures(result: SearchResult, outcomes: Sequence[Outcome]) -> dict[str
     best = result.best
     if best is None:
         return {}
-    tests = {f"test_score/{outcome.name}": outcome.test_score for outcome in outcomes[:-1]}
-    own = {"reward": best.reward, "score": best.score, "test_score": outcomes[-1].test_score}
-    return {**own, **tests, **best.costs}
+    own = [each for each in outcomes if each.case == best.case and each.name != ACTOR][-1]
+    tests = {f"test_score/{_label(each)}": each.test_score for each in outcomes if each is not own}
+    figures = {"reward": best.reward, "score": best.score, "test_score": own.test_score}
+    return {**figures, **tests, **best.costs}
+
+
+def _label(outcome: Outcome) -> str:
+    return f"{outcome.case.replace('=', '')}/{outcome.name}" if outcome.case else outcome.name

@@ -11,6 +11,7 @@ from agents.report_curves import group_figure
 from agents.report_data import Record, load_record
 from agents.report_figures import best_policy_figure, curve_figure, png, scatter_figure
 from agents.report_groups import grouped
+from agents.report_levels import level_figure
 from agents.report_neighbours import neighbours_figure, neighbours_of
 from agents.report_page import GENERATOR, page_html
 from agents.report_pareto import pareto_figure
@@ -84,7 +85,7 @@ def _drawings(records: Sequence[Record]) -> dict[str, Figure]:
         return _comparisons(records)
     (record,) = records
     return {
-        "curve": curve_figure(record),
+        "curve": level_figure(record) if record.log.cases else curve_figure(record),
         "policy": best_policy_figure(record),
         "scatter": scatter_figure(record),
         **({"neighbours": neighbours_figure(neighbours)} if (neighbours := neighbours_of(record)) else {}),

@@ -29,12 +29,14 @@ class Figures:
         reward_score: score on the reward split, in [0, 1].
         test_score: score on the test split; None where it has not been measured.
         costs: cost name to absolute value.
+        case: the budgets that it was made for, where there are several levels of them.
     """
 
     name: str
     reward_score: float
     test_score: float | None
     costs: Mapping[str, float]
+    case: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class Record:
 
     @property
     def uniform(self) -> Row | None:
-        """The uniform policy, which is every search's first evaluation."""
-        return self.log.rows[0] if self.log.rows else None
+        """The uniform policy under the budgets of the best one: the first evaluation made for them."""
+        return self.log.first(self.best.case) if self.best else None
 
     @property
     def best(self) -> Row | None:
@@ -97,18 +99,26 @@ class Record:
     @cached_property
     def outdated(self) -> bool:
         """Whether `outcomes.json` tells of another best policy than the log, which has since gone on."""
-        best, told = self.best, {each.name: each.reward_score for each in self.outcomes}
-        if best is None or self.algorithm not in told:
+        told = {(each.case, each.name): each.reward_score for each in self.outcomes}
+        leaders = [leader for case in self.log.cases or [""] if (leader := self.log.best(case))]
+        known = [(told.get((row.case, self.algorithm)), row.score) for row in leaders]
+        if not known or any(said is None for said, _ in known):
             return bool(self.outcomes)
-        return not math.isclose(told[self.algorithm], best.score, abs_tol=1e-6)
+        return not all(said is not None and math.isclose(said, now, abs_tol=1e-6) for said, now in known)
 
     @cached_property
     def networks(self) -> tuple[Figures, ...]:
         """The original, the uniform and the best network, and whatever else has been measured since."""
         if self.outcomes and not self.outdated:
             return self.outcomes
-        rows = {UNIFORM: self.uniform, self.algorithm: self.best}
-        logged = [Figures(name, row.score, None, row.costs) for name, row in rows.items() if row is not None]
+        log, cases = self.log, self.log.cases or ([""] if self.log.rows else [])
+        rows = [{UNIFORM: log.first(case), self.algorithm: log.best(case)} for case in cases]
+        logged = [
+            Figures(name, row.score, None, row.costs, row.case)
+            for here in rows
+            for name, row in here.items()
+            if row is not None
+        ]
         return (self.original, *logged)
 
     @property
@@ -123,7 +133,7 @@ class Record:
         """What the budgeted costs must not exceed, in the cost's unit."""
         original = self.original.costs
         names: dict[str, Any] = dict.fromkeys(original)
-        known = [text for text in self.config.problem.budgets if cost_name(text) in original]
+        known = [text for text in self.config.problem.loosest if cost_name(text) in original]
         return {cost_name(text): parse_budget(text, names, original).limit for text in known}
 
     @property
@@ -174,7 +184,8 @@ def _outcomes(path: Path) -> tuple[Figures, ...]:
 def _figures(row: Mapping[str, Any]) -> Figures:
     test = row.get("test_score")
     costs = {str(name): float(value) for name, value in row["costs"].items()}
-    return Figures(str(row["name"]), float(row["reward_score"]), None if test is None else float(test), costs)
+    score, tested = float(row["reward_score"]), None if test is None else float(test)
+    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")))
 
 
 def differences(records: Iterable[Record]) -> list[str]:

@@ -77,10 +77,14 @@ def best_so_far(series: Series, longest: int, scored: bool) -> np.ndarray:
     length = min(ends)
     curves = np.full((len(ends), length), np.nan)
     for curve, record in zip(curves, series.begun, strict=True):
-        best = -math.inf
+        best: dict[str, float] = {}
+        cases = max(1, len(record.log.cases))
         for place, row in enumerate(record.log.rows[:length]):
-            best = max(best, (100 * row.score if scored else row.reward) if row.feasible else -math.inf)
-            curve[place:] = best if math.isfinite(best) else np.nan
+            value = (100 * row.score if scored else row.reward) if row.feasible else -math.inf
+            best[row.case] = max(best.get(row.case, -math.inf), value)
+            # Of several levels the mean, as soon as each has a policy.
+            known = sum(best.values()) / cases if len(best) == cases else -math.inf
+            curve[place:] = known if math.isfinite(known) else np.nan
     return curves
 
 

@@ -11,6 +11,7 @@ from agents.report_boxes import boxes_caption, boxes_figure, boxes_of
 from agents.report_commands import commands
 from agents.report_data import Figures, Record
 from agents.report_figures import best_policy_figure, curve_figure, scatter_figure, svg
+from agents.report_levels import level_cells, level_figure, level_verdict
 from agents.report_neighbours import neighbours_caption, neighbours_figure, neighbours_of
 from agents.report_settings import blocks_left_out, quantizers, rounds, scoring, searcher
 from agents.report_text import (
@@ -25,7 +26,7 @@ from agents.report_text import (
     status,
     verdict,
 )
-from amc.policy import REMOVED
+from amc.policy import ORIGINAL_OPERATOR, REMOVED, LayerDecision
 
 
 def run_sections(record: Record) -> str:
@@ -89,7 +90,8 @@ def _spent(record: Record) -> str:
 
 
 def _gained(record: Record) -> str:
-    first, *rest = verdict(record)
+    levels = bool(record.log.cases)
+    first, *rest = level_verdict(record) if levels else verdict(record)
     sentences = f"<p class='verdict'>{escape(first)}</p>" + "".join(f"<p>{escape(each)}</p>" for each in rest)
     if record.best is None:
         return f"<h2>What was gained</h2>\n{sentences}"
@@ -98,7 +100,8 @@ def _gained(record: Record) -> str:
         f"therefore flatters it. Scores of searched policies are those {scoring(record.config)}. Small "
         "figures are differences from the original network."
     )
-    parts = [sentences, _tiles(record), _networks(record), f"<p class='faint'>{escape(caution)}</p>"]
+    gained = [table_html(*level_cells(record))] if levels else [_tiles(record), _networks(record)]
+    parts = [sentences, *gained, f"<p class='faint'>{escape(caution)}</p>"]
     return "\n".join(["<h2>What was gained</h2>", *parts])
 
 
@@ -171,19 +174,28 @@ def _policy(record: Record) -> str:
     widths = record.original_widths
     heights = "Output channels kept" if widths is None else "Share of the output channels kept; outline: all"
     densities = " Dash: share of the single weights that stay." if best.policy.values("density") else ""
+    replaced = any(decision.replaced for decision in best.policy.decisions)
+    operators = " Field below a bar: what replaces the layer, and its amount." if replaced else ""
     colours = "Colour and number: bits of the weights."
-    caption = f"{heights}. {colours}{densities} Evaluation {best.index + 1:,}."
+    caption = f"{heights}. {colours}{densities}{operators} Evaluation {best.index + 1:,}."
     drawing = figure_html(best_policy_figure(record), "The best policy, one bar a layer", caption)
     knobs = list(dict.fromkeys(knob for each in best.policy.decisions for knob in each.values))
     rows = [
         [
-            escape(each.point) + ("<small>left out</small>" if each.operator == REMOVED else ""),
+            escape(each.point) + _instead(each),
             *(_decision(knob, each.values.get(knob), each.point, widths) for knob in knobs),
         ]
         for each in best.policy.decisions
     ]
     table = table_html(["layer", *(knob.replace("_", " ") for knob in knobs)], rows)
     return f"<h2>The policy</h2>\n{drawing}\n<details><summary>Layer by layer</summary>{table}</details>"
+
+
+def _instead(decision: LayerDecision) -> str:
+    """What stands in the place of a layer, below its name."""
+    if decision.operator == ORIGINAL_OPERATOR:
+        return ""
+    return f"<small>{'left out' if decision.operator == REMOVED else escape(decision.operator)}</small>"
 
 
 def _decision(knob: str, value: int | None, point: str, widths: Mapping[str, int] | None) -> str:
@@ -197,11 +209,15 @@ def _decision(knob: str, value: int | None, point: str, widths: Mapping[str, int
 
 
 def _search(record: Record) -> str:
-    curve = figure_html(
-        curve_figure(record),
-        "Best so far against evaluations",
-        "One dot an evaluation; the line is the best so far, dashed the uniform policy.",
-    )
+    if record.log.cases:
+        text = "Score at every level of the budget"
+        curve = figure_html(level_figure(record), text, f"{text}: the uniform policy and what was learned.")
+    else:
+        curve = figure_html(
+            curve_figure(record),
+            "Best so far against evaluations",
+            "One dot an evaluation; the line is the best so far, dashed the uniform policy.",
+        )
     scatter = figure_html(
         scatter_figure(record),
         "Score against cost, one dot an evaluation",

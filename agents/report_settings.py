@@ -14,6 +14,8 @@ def searcher(config: RunConfig) -> str:
     text = f"{agent.algorithm}, seed {agent.seed}"
     if agent.algorithm in SCREENING and agent.candidates > 1:
         text += f", each proposal the best of {agent.candidates:,} candidates"
+    if agent.start_from is not None:
+        text += f", going on from {agent.start_from}"
     return text
 
 

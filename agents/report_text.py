@@ -4,6 +4,7 @@ import math
 
 from agents.report_data import Record
 from amc.costs.symbolic import ALIASES
+from envs.budget_range import is_range
 
 MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 COST_NAMES = {
@@ -13,8 +14,13 @@ COST_NAMES = {
     "bops": "bit-operations",
     "latency": "latency",
     "nonzeros": "non-zero weights",
+    "code": "length of a code",
+    "storage": "network and database",
 }
-_UNITS = {"macs": "MACs", "params": "", "size": "B", "bops": "bit-ops", "nonzeros": ""}
+_UNITS = {
+    **{"macs": "MACs", "params": "", "size": "B", "bops": "bit-ops", "nonzeros": ""},
+    **{"code": "bits", "storage": "B"},
+}
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -93,6 +99,8 @@ def _limit(budget: str) -> str:
         share = float(value)
     except ValueError:
         share = math.inf
+    if is_range(value):
+        return f"{name} of any budget from {value.replace('..', ' to ')}"
     return f"at most {share * 100:g}{NO_BREAK}% of the {name}" if share <= 1 else f"{name} of at most {value}"
 
 

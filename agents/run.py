@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from agents.checkpoint import CHECKPOINT_FOLDER
 from agents.latency_file import read_latency, write_latency
 from agents.log import EvaluationLog, Row
-from agents.outcome import Outcome, final_figures
+from agents.outcome import ACTOR, Outcome, final_figures
 from agents.run_config import RunConfig, continued, read_config, read_facts, write_config
 from agents.run_folder import check_new_folder, run_lock
 from agents.search import POLICY_FILE, Callback, SearchResult, search
 from agents.searcher import Searcher, check_searcher, make_searcher
 from agents.source import load_source, prepare_device
+from agents.standards import Cases, Standard, check_enough, one_case
 from agents.tensorboard import TensorBoardWriter
 from agents.workers import evaluating_with
 from amc.costs.latency.sampling import Progress
@@ -30,6 +32,7 @@ from amc.policy import CompressionPolicy
 from amc.targets import Profile, describe_machine, get_target
 from amc.targets.machine import cpu_model, installed_version
 from amc.tasks.base import Illustrated, Task
+from envs.case_walk import CaseWalk
 from envs.problem import Baseline, Problem, build_problem
 
 LOG_FILE = "evaluations.jsonl"
@@ -83,7 +86,15 @@ class Run:
     @cached_property
     def searcher(self) -> Searcher:
         """The searcher: new, or as the latest `search` of this process left it."""
-        return make_searcher(self.problem.walk(), self.config.agent, self.config.search.evaluations)
+        agent = self.config.agent
+        return make_searcher(self.problem.training_walk(agent.seed), agent, self.config.search.evaluations)
+
+    def cases(self) -> Cases:
+        """How its evaluations are judged: at every level of a range of budgets by a standard of its own."""
+        walk, problem = self.problem.training_walk(self.config.agent.seed), self.problem
+        if not isinstance(walk, CaseWalk):
+            return one_case(standard(problem, None))
+        return Cases({name: standard(problem, level) for name, level in problem.cases.items()}, walk.case_of)
 
     @property
     def best_policy(self) -> CompressionPolicy:
@@ -125,7 +136,7 @@ class Run:
                 result = search(
                     self.searcher,
                     evaluate,
-                    self.problem.make_reward(),
+                    None,
                     self.log,
                     budget_evaluations=settings.evaluations,
                     time_budget=settings.time_budget,
@@ -133,8 +144,7 @@ class Run:
                     proposals_per_round=settings.at_once,
                     callbacks=(writer, *callbacks),
                     stop=stop,
-                    latency=self.problem.confirmation(),
-                    limits={budget.cost.name: budget.limit for budget in self.problem.budgets},
+                    cases=self.cases(),
                 )
             if result.ending != "interrupted":
                 final = final_figures(result, self.outcomes())
@@ -145,6 +155,8 @@ class Run:
     def outcomes(self) -> list[Outcome]:
         """Original, uniform and best policy, scored on the test split before any fine-tuning.
 
+        Of a range of budgets every level has its own, and what the trained actor alone gives there.
+
         Also written to `outcomes.json`, for those who have the run but not its data.
         """
         problem = self.problem
@@ -152,9 +164,13 @@ class Run:
             "original", None, problem.original_score, self._test_score(None), dict(problem.original_costs)
         )
         best = self.log.best()
-        # The searcher "uniform" has one policy, under one name.
-        rows = {} if best is None else {"uniform": self.log.rows[0], self.algorithm: best}
-        outcomes = [original, *(self._outcome(name, row) for name, row in rows.items())]
+        outcomes = [original]
+        for case in self.log.cases or [""]:
+            leader = self.log.best(case)
+            # The searcher "uniform" has one policy, under one name.
+            rows = {} if leader is None else {"uniform": self.log.first(case), self.algorithm: leader}
+            outcomes += [self._outcome(name, row) for name, row in rows.items()]
+            outcomes += self._actor_outcome(case)
         write_json(self.folder / OUTCOMES_FILE, [outcome.to_json() for outcome in outcomes])
         if best is not None and isinstance(self.task, Illustrated):
             networks = {"original": self._network_of(None), self.algorithm: self._network_of(best.policy)}
@@ -162,7 +178,20 @@ class Run:
         return outcomes
 
     def _outcome(self, name: str, row: Row) -> Outcome:
-        return Outcome(name, row.policy, row.score, self._test_score(row.policy), dict(row.costs))
+        test = self._test_score(row.policy)
+        return Outcome(name, row.policy, row.score, test, dict(row.costs), row.case)
+
+    def _actor_outcome(self, case: str) -> list[Outcome]:
+        """What the trained actor gives at a level; nothing where there is one budget."""
+        if not case:
+            return []
+        from agents.actor import load_actor  # it is made of runs
+
+        actor = load_actor(self)
+        assert actor is not None  # no other searcher takes a range
+        policy = actor.policy(self.problem.walk(self.problem.cases[case]))
+        found = self.evaluator([policy])[0]
+        return [Outcome(ACTOR, policy, found.score, self._test_score(policy), dict(found.costs), case)]
 
     def _test_score(self, policy: CompressionPolicy | None) -> float:
         key = policy.digest() if policy else "original"
@@ -194,7 +223,13 @@ def start_run(
         UserError: anything does not fit.
     """
     check_new_folder(folder)
-    check_searcher(config.agent.algorithm, config.problem.goal)
+    learning_for = "range of budgets" if config.problem.varies else ""
+    learning_for = "--start-from" if config.agent.start_from else learning_for
+    check_searcher(config.agent.algorithm, config.problem.goal, learning_for)
+    if config.agent.start_from and not (config.agent.start_from / CHECKPOINT_FOLDER).is_dir():
+        raise UserError(f"--start-from {config.agent.start_from}: there is no trained agent in it.")
+    if config.problem.varies:
+        check_enough(config.search.evaluations, len(config.problem.budget_levels))
     if config.cooling.is_on:
         from agents.cooling import start_cooled  # it is made of runs
 
@@ -203,6 +238,11 @@ def start_run(
     try:
         if problem.walk().length == 0:
             raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")
+        run = Run(folder, config, problem)
+        _ = run.searcher  # refuses what it cannot work with while nothing is written yet
+        if config.agent.start_from is not None:
+            # Refused here if the other agent's networks do not fit, and not when the search begins.
+            make_searcher(problem.training_walk(config.agent.seed), config.agent, config.search.evaluations)
         check_new_folder(folder)  # again: another process may have taken the name in the meantime
         folder.mkdir(parents=True, exist_ok=True)
         if "latency" in config.problem.active_costs:
@@ -211,7 +251,7 @@ def start_run(
     except BaseException:
         problem.close()
         raise
-    return Run(folder, config, problem)
+    return run
 
 
 def load_run(
@@ -276,6 +316,13 @@ def _open_problem(
     except BaseException:
         target.close()
         raise
+
+
+def standard(problem: Problem, texts: Sequence[str] | None) -> Standard:
+    """How policies are judged under a problem's budgets, or under others."""
+    budgets = problem.budgets if texts is None else problem.parse_budgets(texts)
+    limits = {budget.cost.name: budget.limit for budget in budgets}
+    return Standard(problem.make_reward(texts), problem.confirmation(texts), limits)
 
 
 def run_facts(problem: Problem) -> dict[str, Any]:

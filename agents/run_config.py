@@ -15,7 +15,7 @@ from envs.problem_config import ProblemConfig
 CONFIG_FILE = "config.yaml"
 FACTS = ("machine", "network", "weights", "original")
 """What a resumed run needs of the facts."""
-PATHS = ("weights", "data_root")
+PATHS = ("weights", "data_root", "start_from")
 
 C = TypeVar("C")
 
@@ -107,6 +107,18 @@ def read_config(folder: Path) -> RunConfig:
         )
     except (KeyError, TypeError) as error:
         raise _foreign(folder, error) from error
+
+
+def problem_from(values: dict[str, Any], origin: str) -> ProblemConfig:
+    """The problem settings behind JSON values; `origin` names their place in an error.
+
+    Raises:
+        UserError: a setting is unknown or makes no sense.
+    """
+    try:
+        return _build(ProblemConfig, values)
+    except TypeError as error:
+        raise UserError(f"{origin} was written by another release: {one_line(error)}.") from error
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Screening: many noisy episodes, of which only the most promising one is played and evaluated."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -42,19 +42,12 @@ def draw_candidates(
     return truncated_normal(rng, centres, sigma)
 
 
-def most_promising(
-    candidates: np.ndarray, told: np.ndarray, values: np.ndarray, still_open: Sequence[np.ndarray]
-) -> Iterator[np.ndarray]:
+def most_promising(candidates: np.ndarray, process: GaussianProcess) -> Iterator[np.ndarray]:
     """The first candidates [T, K] by expected improvement, best first; at most `TRIES` of them.
 
     Args:
         candidates: action sequences, [m, T, K].
-        told: executed actions of the episodes so far, [n, T, K], n at least 1.
-        values: what they were worth, [n].
-        still_open: executed actions of episodes that have not been evaluated yet, each [T, K].
+        process: what is known of the episodes so far, and believed of those that are still open.
     """
-    process = GaussianProcess(told.reshape(len(told), -1), values)
-    for actions in still_open:
-        process.believe(actions.reshape(-1))
     gains = process.improvement(candidates.reshape(len(candidates), -1))
     return iter(candidates[np.argsort(-gains, kind="stable")[:TRIES]])

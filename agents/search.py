@@ -5,39 +5,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
-from agents.checkpoint import load_checkpoint, save_checkpoint
+from agents.checkpoint import CHECKPOINT_FOLDER, load_checkpoint, save_checkpoint
 from agents.log import EvaluationLog, Row
 from agents.searcher import Searcher
+from agents.standards import Cases, Latency, Reward, Standard, one_case
 from amc.errors import UserError
 from amc.evaluate import Evaluation
 from amc.policy import CompressionPolicy
 
-POLICY_FILE, CHECKPOINT_FOLDER = "policy.json", "checkpoint"
-
-
-class Reward(Protocol):
-    """Turns an evaluation into the number to maximise."""
-
-    def set_reference(self, evaluation: Evaluation) -> None:
-        """Hear of the uniform policy's evaluation, before the first reward is asked for."""
-
-    def __call__(self, evaluation: Evaluation) -> float:
-        """The reward; the same for the same evaluation."""
-
-
-class Latency(Protocol):
-    """What a search under a latency budget needs besides predictions."""
-
-    def measure(self, evaluation: Evaluation) -> Evaluation:
-        """The same evaluation with a measured latency."""
-
-    def keeps(self, evaluation: Evaluation) -> bool:
-        """Whether no measurement says that the evaluation misses the budget."""
-
-    def learn(self, evaluation: Evaluation) -> None:
-        """Hear of every evaluation, in the order of the log."""
+POLICY_FILE, POLICIES_FOLDER = "policy.json", "policies"
 
 
 Evaluate = Callable[[list[CompressionPolicy]], list[Evaluation]]
@@ -67,7 +46,7 @@ class SearchResult:
 def search(
     searcher: Searcher,
     evaluate: Evaluate,
-    reward: Reward,
+    reward: Reward | None,
     log: EvaluationLog,
     *,
     budget_evaluations: int,
@@ -78,6 +57,7 @@ def search(
     stop: Callable[[], bool] = lambda: False,
     latency: Latency | None = None,
     limits: Mapping[str, float] | None = None,
+    cases: Cases | None = None,
 ) -> SearchResult:
     """Search until the budget is spent, from wherever the log and the checkpoint beside it end.
 
@@ -100,14 +80,19 @@ def search(
         latency: under a latency budget; what would be the best is measured before its reward is stored.
         limits: cost name to the most that it may be; a policy that costs more is never the best. Most
             searchers propose no such policies.
+        cases: where evaluations are judged by several standards in turn; `reward`, `latency` and `limits`
+            then stand in each of them. The best policy of each case is kept in `policies/`.
 
     Raises:
         UserError: the log or the checkpoint belongs to another configuration or seed, or a reward is not
             a finite number.
     """
-    _check_rewards(reward, log)
+    if cases is None:
+        assert reward is not None
+        cases = one_case(Standard(reward, latency, limits or {}))
+    _check_rewards(cases, log)
     _write_best(log)
-    loop = _Loop(searcher, evaluate, reward, log, callbacks, checkpoint_every, latency, limits or {})
+    loop = _Loop(searcher, evaluate, log, callbacks, checkpoint_every, cases)
     try:
         ending = _run(loop, budget_evaluations, proposals_per_round, _Pace(time_budget, log), stop)
     except KeyboardInterrupt:
@@ -161,15 +146,12 @@ class _Loop:
         self,
         searcher: Searcher,
         evaluate: Evaluate,
-        reward: Reward,
         log: EvaluationLog,
         callbacks: Sequence[Callback],
         checkpoint_every: int,
-        latency: Latency | None,
-        limits: Mapping[str, float],
+        cases: Cases,
     ):
-        self.searcher, self.evaluate, self.reward, self.log = searcher, evaluate, reward, log
-        self.latency, self.limits = latency, limits
+        self.searcher, self.evaluate, self.log, self.cases = searcher, evaluate, log, cases
         self.callbacks, self.checkpoint_every = callbacks, checkpoint_every
         self.folder = log.path.parent / CHECKPOINT_FOLDER
         self.told = self.saved = 0
@@ -211,40 +193,39 @@ class _Loop:
             assert earlier is not None
             measured = replace(earlier.evaluation, seconds=0.0, cached=True)
         index = len(self.log)
-        measured, reward = self._judge(measured, first=index == 0)
+        case, standard = self.cases.at(index)
+        measured, reward = self._judge(measured, case, standard)
         if not math.isfinite(reward):
             raise UserError(
                 f"The reward of evaluation {index} is {reward}, not a finite number; its score is "
                 f"{measured.score} and its costs are {measured.costs}."
             )
-        row = self.log.add(measured, reward, self.searcher.metrics(index), self._feasible(measured))
+        feasible = standard.feasible(measured)
+        row = self.log.add(measured, reward, self.searcher.metrics(index), feasible, case)
         if row.best_index == index:
             _write_best(self.log)
         for callback in self.callbacks:
             callback(row, self.log)
         return row
 
-    def _judge(self, evaluation: Evaluation, first: bool) -> tuple[Evaluation, float]:
-        """The evaluation and its reward; with a measured latency if it would be the best."""
-        if first:
-            self.reward.set_reference(evaluation)
-        reward = self.reward(evaluation)
+    def _judge(self, evaluation: Evaluation, case: str, standard: Standard) -> tuple[Evaluation, float]:
+        """The evaluation and its reward; with a measured latency if it would be the best of its case."""
+        if self.log.best(case) is None:
+            standard.reward.set_reference(evaluation)
+        reward = standard.reward(evaluation)
         predicted = evaluation.latency_source == "predicted"
-        if self.latency is None or not predicted or not self.log.would_lead(reward):
+        if standard.latency is None or not predicted or not self.log.would_lead(reward, case):
             return evaluation, reward
         started = time.perf_counter()
-        measured = self.latency.measure(evaluation)
+        measured = standard.latency.measure(evaluation)
         seconds = evaluation.seconds + time.perf_counter() - started
-        return replace(measured, seconds=seconds), self.reward(measured)
-
-    def _feasible(self, evaluation: Evaluation) -> bool:
-        within = all(evaluation.costs[name] <= limit for name, limit in self.limits.items())
-        return within and (self.latency is None or self.latency.keeps(evaluation))
+        return replace(measured, seconds=seconds), standard.reward(measured)
 
     def _learn(self, rows: Sequence[Row]) -> None:
-        if self.latency is not None:
-            for row in rows:
-                self.latency.learn(row.evaluation)
+        for row in rows:
+            latency = self.cases.standards[row.case].latency
+            if latency is not None:
+                latency.learn(row.evaluation)
 
     def save(self) -> None:
         """Write the searcher's state; between rounds only."""
@@ -280,10 +261,19 @@ class _Loop:
         return {"evaluations": told, "last_policy": last, "searcher": type(self.searcher).__name__}
 
 
-def _check_rewards(reward: Reward, log: EvaluationLog) -> None:
-    if log.rows:
-        reward.set_reference(log.rows[0].evaluation)
+def _check_rewards(cases: Cases, log: EvaluationLog) -> None:
+    met = set()
     for row in log.rows:
+        case, standard = cases.at(row.index)
+        if row.case != case:
+            raise UserError(
+                f"{log.path} belongs to another configuration: its evaluation {row.index} was made for "
+                f"{row.case or 'no level'}, and would now be for {case or 'no level'}."
+            )
+        reward = standard.reward
+        if case not in met:
+            reward.set_reference(row.evaluation)
+            met.add(case)
         if not math.isclose(reward(row.evaluation), row.reward, rel_tol=1e-9, abs_tol=1e-12):
             raise UserError(
                 f"{log.path} belongs to another configuration: the reward of its evaluation {row.index} "
@@ -292,6 +282,16 @@ def _check_rewards(reward: Reward, log: EvaluationLog) -> None:
 
 
 def _write_best(log: EvaluationLog) -> None:
-    best = log.best()
-    if best is not None:
-        best.policy.save(log.path.parent / POLICY_FILE)
+    """Write the best policy, and that of every case that has a name."""
+    folder = log.path.parent
+    leaders = {folder / POLICY_FILE: log.best()}
+    leaders |= {case_file(folder, case): log.best(case) for case in log.cases}
+    for path, best in leaders.items():
+        if best is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            best.policy.save(path)
+
+
+def case_file(folder: Path, case: str) -> Path:
+    """Where a run keeps the best policy of a case: `policies/macs0.35.json`."""
+    return folder / POLICIES_FOLDER / f"{case.replace('=', '').replace(' ', '-')}.json"

@@ -54,19 +54,26 @@ class Registration:
         package: the optional package that it needs, "" for none.
         extra: the extra that brings the package.
         goals: what it can search for.
+        learns: whether it trains an agent, which takes a range of budgets or goes on from another agent.
     """
 
     factory: SearcherFactory
     package: str
     extra: str
     goals: tuple[str, ...]
+    learns: bool
 
 
 _SEARCHERS: dict[str, Registration] = {}
 
 
 def register_searcher(
-    name: str, *, package: str = "", extra: str = "", goals: tuple[str, ...] = ("accuracy", "cost")
+    name: str,
+    *,
+    package: str = "",
+    extra: str = "",
+    goals: tuple[str, ...] = ("accuracy", "cost"),
+    learns: bool = False,
 ) -> Callable[[SearcherFactory], SearcherFactory]:
     """Make a searcher known as `--algorithm name`; use it as a decorator of its factory or class.
 
@@ -74,10 +81,11 @@ def register_searcher(
         name: unique.
         package, extra: an optional package that it needs, and the extra that brings it.
         goals: what it can search for.
+        learns: whether it trains an agent, which takes a range of budgets or goes on from another agent.
     """
 
     def register(factory: SearcherFactory) -> SearcherFactory:
-        _SEARCHERS[name] = Registration(factory, package, extra, goals)
+        _SEARCHERS[name] = Registration(factory, package, extra, goals, learns)
         return factory
 
     return register
@@ -96,12 +104,13 @@ def searcher_names() -> list[str]:
     return sorted(_SEARCHERS)
 
 
-def check_searcher(name: str, goal: str | None = None) -> None:
+def check_searcher(name: str, goal: str | None = None, learning_for: str = "") -> None:
     """Refuse a searcher that cannot work, before anything is built for it.
 
     Args:
         name: the searcher.
         goal: what is searched for, if that is known.
+        learning_for: what only a learning searcher can do and is asked for; "" for nothing.
 
     Raises:
         UserError: there is no such searcher, its package is not installed, or it knows no such goal.
@@ -114,6 +123,9 @@ def check_searcher(name: str, goal: str | None = None) -> None:
         raise UserError(f'The searcher {name} needs a package: pip install "amc-compress[{searcher.extra}]".')
     if goal is not None and goal not in searcher.goals:
         raise UserError(f"The searcher {name} knows no --goal {goal}; choose another --algorithm.")
+    if learning_for and not searcher.learns:
+        able = ", ".join(each for each in names if _SEARCHERS[each].learns)
+        raise UserError(f"The searcher {name} trains no agent and takes no {learning_for}; {able} do.")
 
 
 def make_searcher(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> Searcher:

@@ -1,12 +1,16 @@
 """An agent's whole learning state as arrays and JSON values, without pickle."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from agents.checkpoint import CHECKPOINT_FOLDER, load_checkpoint
 from agents.ddpg import EpisodicAgent
+from amc.errors import UserError
+from amc.plugins import one_line
 
 _COUNTERS = ("num_timesteps", "_episode_num", "_n_updates")
 """`_n_updates` decides on which updates TD3 moves its actor."""
@@ -42,6 +46,29 @@ def load_model_state(model: EpisodicAgent, state: dict[str, Any]) -> None:
     model.exploration_rng.bit_generator.state = state["exploration_rng"]
     for name in _COUNTERS:
         setattr(model, name, int(state["counters"][name]))
+
+
+def begin_from(model: EpisodicAgent, folder: Path) -> None:
+    """Give a new agent the networks of a trained one, and nothing else of it.
+
+    Args:
+        model: with the same settings.
+        folder: where the trained one's checkpoint lies: of a run, or of a training on several networks.
+
+    Raises:
+        UserError: there is none, or its networks have other sizes.
+    """
+    checkpoint = load_checkpoint(folder / CHECKPOINT_FOLDER)
+    if checkpoint is None:
+        raise UserError(f"--start-from {folder}: there is no checkpoint of a trained agent in it.")
+    try:
+        policy = checkpoint["state"]["model"]["policy"]
+        model.policy.load_state_dict({name: _tensor(array) for name, array in policy.items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"--start-from {folder}: its agent has other observations, knobs or layers. Train it, and go on "
+            f"from it, with --observation summary and the same --hidden-sizes ({one_line(error)})."
+        ) from error
 
 
 def _optimizers(model: EpisodicAgent) -> Iterator[tuple[str, torch.optim.Optimizer]]:

@@ -64,7 +64,7 @@ def make_trials(base: RunConfig, axes: Axes) -> list[Trial]:
     Raises:
         UserError: a value makes no sense, or two trials would be the same.
     """
-    sources = [_source(base.source, text) for text in axes.networks] or [_absolute(base.source)]
+    sources = [network_source(base.source, text) for text in axes.networks] or [_absolute(base.source)]
     problems = [
         replace(base.problem, budget=tuple(part.strip() for part in text.split(","))) for text in axes.budgets
     ] or [base.problem]
@@ -116,7 +116,8 @@ def _check_same(folder: Path, wanted: RunConfig) -> None:
                 )
 
 
-def _source(base: SourceConfig, text: str) -> SourceConfig:
+def network_source(base: SourceConfig, text: str) -> SourceConfig:
+    """The network that `name=weights file` or an import path names."""
     model, _, weights = text.partition("=")
     return _absolute(replace(base, model=model, weights=Path(weights) if weights else None))
 

@@ -23,7 +23,8 @@ class TensorBoardWriter:
     `agent/critic_loss`, `agent/actor_loss`, `keep_ratio/<point>` (`width/<point>` without original widths),
     `weight_bits/<point>`, `activation_bits/<point>`, `density/<point>`; `search/layers_left_out` where
     residual blocks may go, whose layers then have a `keep_ratio` of 0; the best policy as image and text
-    `best_policy`, the settings as text `configuration`.
+    `best_policy`, the settings as text `configuration`. Where budgets are drawn from a range, curves of the
+    best so far are those of each level: `best_reward/<level>` and `best_score/<level>`.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class TensorBoardWriter:
         curves = {
             "search/reward": row.reward,
             "search/score": row.score,
-            "search/best_reward": log.rows[row.best_index].reward,
+            **_best_curves(row, log),
             **{f"costs/{name}": value for name, value in row.costs.items()},
             **{f"agent/{name}": value for name, value in row.metrics.items()},
             **self._layer_curves(row),
@@ -102,13 +103,23 @@ class TensorBoardWriter:
         return curves
 
     def _best_policy(self, row: Row) -> None:
-        title = f"evaluation {row.index + 1}: reward {row.reward:.3f}, score {row.score:.4f}"
+        case = f"{row.case}, " if row.case else ""
+        title = f"{case}evaluation {row.index + 1}: reward {row.reward:.3f}, score {row.score:.4f}"
         if row.policy.removed:
             title += f", {len(row.policy.removed)} layers left out"
         image = figure_image(policy_figure(row.policy, self._original_widths, title))
         self._writer.add_image("best_policy", image, row.index + 1, dataformats="HWC")
         text = json.dumps(row.policy.to_json(), indent=1)
         self._writer.add_text("best_policy", f"{title}\n\n```json\n{text}\n```", row.index + 1)
+
+
+def _best_curves(row: Row, log: EvaluationLog) -> dict[str, float]:
+    """The best so far, of the row's own level where there are several."""
+    best = log.rows[row.best_index]
+    if not row.case:
+        return {"search/best_reward": best.reward}
+    level = row.case.replace("=", "")  # TensorBoard's filter reads that sign
+    return {f"best_reward/{level}": best.reward, f"best_score/{level}": best.score}
 
 
 def _markdown_table(configuration: Mapping[str, Any]) -> str:

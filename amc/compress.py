@@ -62,6 +62,8 @@ def apply(policy: CompressionPolicy, network: Network, compressors: Sequence[Com
     replaced = [decision.point for decision in policy.decisions if decision.replaced]
     if replaced and not any(getattr(compressor, "replaces", False) for compressor in compressors):
         raise UserError(f"The policy replaces {replaced[0]}, and nothing here carries that out.")
+    if policy.values("code") and not any(knob.name == "code" for one in compressors for knob in one.knobs):
+        raise UserError("The policy chooses the length of a code, and nothing here carries that out.")
     network = network.without(policy.removed)
     model = network.copy()
     for compressor in sorted(compressors, key=lambda compressor: compressor.phase):

@@ -26,6 +26,7 @@ from amc.graph import (
     trace_graph,
 )
 from amc.groups import COMPRESSIBLE, NORMS, Group, find_groups, is_depthwise
+from amc.in_place import follow_changes
 from amc.proof import prove_groups
 from amc.quantization.points import QuantizationPoint, insert_points
 from amc.rewrite import rewrite_channel_pads
@@ -172,14 +173,15 @@ def trace(model: nn.Module, example: Tensor, freeze: Sequence[str] = ()) -> Netw
         freeze: shell patterns of layers whose output channels are never pruned.
 
     Raises:
-        UserError: the module cannot be traced, holds no compressible layer, has weights that are not
-            finite, or a pattern matches no layer.
+        UserError: the module cannot be traced, changes a tensor in place whose views are read afterwards,
+            holds no compressible layer, has weights that are not finite, or a pattern matches no layer.
     """
-    example = example[:1].detach().cpu()
+    example = example[:1].detach().cpu().clone()
     graph = trace_graph(clone_module(model).cpu(), example)
     check_finite(graph)
     propagate_shapes(graph, example)
     erase_idle(graph)
+    follow_changes(graph, example)
     rewrite_functional_layers(graph, example)
     rewrite_channel_pads(graph, example)
     nodes = _layer_nodes(graph)

@@ -57,6 +57,7 @@ from amc.policy import CompressionPolicy
 from amc.policy_check import check_policy
 from amc.quantization.protocol import PointQuantizer
 from amc.quantization.registry import NO_QUANTIZER, QuantizerNames, quantizers_of
+from amc.retrieval.code_length import CodeLength, code_of_kept
 
 MODEL_FILE, POLICY_FILE = "model.safetensors", "policy.json"
 FORMAT, VERSION = "amc-package", 2
@@ -111,10 +112,9 @@ def kept_by(
     compressors: Iterable[Compressor], network: Network, policy: CompressionPolicy
 ) -> dict[str, Tensor]:
     """The channels that a policy leaves of every prunable group, as the compressors choose them."""
-    pruning = [compressor for compressor in compressors if isinstance(compressor, ChannelPruning)]
-    chosen = {name: kept for one in pruning for name, kept in one.kept(network, policy).items()}
-    prunable = [group for group in network.groups if not group.frozen]
-    return {group.name: chosen.get(group.name, torch.arange(group.channels)) for group in prunable}
+    choosing = [one for one in compressors if isinstance(one, ChannelPruning | CodeLength)]
+    whole = {group.name: torch.arange(group.channels) for group in network.groups if not group.frozen}
+    return {**whole, **{name: left for one in choosing for name, left in one.kept(network, policy).items()}}
 
 
 def save_package(folder: Path, package: Package, network: Network) -> Path:
@@ -186,9 +186,10 @@ def load_package(path: Path, network: Network | None = None) -> Package:
         )
     policy, kept = unpack_decisions(text.get("decisions"), network, path), {}
     check_policy(policy, network)
+    prunable = {group.name for group in network.groups if not group.frozen}
     for name, left in unpack_kept(text.get("kept"), network, path).items():
         kept[name] = left
-        if len(left) != policy[name].values.get("width", len(left)):
+        if name in prunable and len(left) != policy[name].values.get("width", len(left)):
             raise UserError(f"{path} is damaged: its channels of {name} are not as many as its policy keeps.")
     module = packed_form(_rebuild(policy, kept, network, quantizers), network)
     fill(module, tensors, path)
@@ -218,10 +219,12 @@ def _rebuild(
 
     A ranking that names the kept channels and no others leaves exactly these.
     """
-    pruning = ChannelPruning(kept)
+    pruning = ChannelPruning({group.name: kept[group.name] for group in network.groups if not group.frozen})
+    code = code_of_kept(network, policy, kept)
     activations = BitsKnob("activation_bits", network, BITS)
     compressors: list[Compressor] = [
         pruning,
+        *([code] if code else []),
         OperatorReplacement(pruning.kept),
         ActivationQuantization(activations, quantizers.activations),
     ]

@@ -10,6 +10,7 @@ from amc.errors import UserError
 from amc.network import Layer, Network
 from amc.policy import REMOVED, CompressionPolicy, LayerDecision
 from amc.quantization.uniform import NOT_QUANTIZED
+from amc.retrieval.code import WORD_BITS
 
 
 def check_policy(policy: CompressionPolicy, network: Network) -> None:
@@ -71,6 +72,13 @@ def _check_decision(decision: LayerDecision, layer: Layer, network: Network) -> 
         bits = decision.values.get(name, 32)
         if bits != 32 and not 2 <= bits <= 8:
             raise UserError(f"The policy gives {layer.name} {name} = {bits}; legal are 2 to 8, or 32.")
+    most = WORD_BITS * network.layer_groups(layer.name)
+    code = decision.values.get("code", most)
+    if code % WORD_BITS or not WORD_BITS <= code <= most:
+        raise UserError(
+            f"The policy gives {layer.name} a code of {code} bits; legal are multiples of {WORD_BITS} "
+            f"up to {most}."
+        )
     if not 1 <= (density := decision.values.get("density", 100)) <= 100:
         raise UserError(f"The policy keeps {density} % of the weights in {layer.name}; legal are 1 to 100.")
 

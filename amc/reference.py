@@ -9,9 +9,11 @@ from amc.costs.budget import Budget
 from amc.space import Partial, Space
 
 BISECTIONS = 16
-SHAPE = frozenset({"block", "operator", "amount", "width"})
+SHAPE = frozenset({"block", "operator", "amount", "code", "width"})
 SHARED = frozenset({"amount", "width"})
 """Knobs that follow the common keep ratio."""
+LENGTH = frozenset({"code"})
+"""What a budget on the code alone bounds; such a budget lowers nothing else."""
 
 
 def complete_uniformly(
@@ -20,9 +22,9 @@ def complete_uniformly(
     """Complete a partial policy with common fractions, found by bisection.
 
     Budgets that depend on the widths alone first fix one common keep ratio; then all other knobs share one
-    common fraction of their range, lowered together with the keep ratio until every budget holds. As bits
-    jump in all layers at once, the keep ratio then takes what they leave, and what rounding leaves is given
-    to the layers that rounding cut the most.
+    common fraction of their range, lowered together with the keep ratio until every budget holds; a code is
+    no longer than the budgets on it alone allow. As bits jump in all layers at once, the keep ratio then
+    takes what they leave, and what rounding leaves is given to the layers that rounding cut the most.
 
     Args:
         space: the legal policies.
@@ -33,10 +35,11 @@ def complete_uniformly(
     Returns:
         int64 [points, knobs].
     """
-    at_steps = space.at_steps
+    at_steps, length = space.at_steps, 1.0
 
     def steps(keep: float, rest: float) -> tuple[int, ...]:
-        return space.steps([keep if knob.name in SHARED else rest for knob in space.knobs])
+        own = {**dict.fromkeys(SHARED, keep), **dict.fromkeys(LENGTH, min(rest, length))}
+        return space.steps([own.get(knob.name, rest) for knob in space.knobs])
 
     @cache  # Most fractions of a bisection lie between the same legal values.
     def holds(budget: Budget, at: tuple[int, ...]) -> bool:
@@ -46,6 +49,8 @@ def complete_uniformly(
         at = steps(keep, rest)
         return all(holds(budget, at) for budget in some)
 
+    alone = [budget for budget in budgets if budget.cost.knobs <= LENGTH]
+    length = _largest_fraction(lambda f: fit(alone, 1.0, f), 1.0)
     shape_only = [budget for budget in budgets if budget.cost.knobs <= SHAPE]
     others = [budget for budget in budgets if not budget.cost.knobs <= SHAPE]
     bounded = any("width" in budget.cost.knobs for budget in budgets)

@@ -99,7 +99,7 @@ class OperatorChoice(Knob, Protocol):
         """Name of the operator and amount behind the entries of a table."""
 
     def entries(self, point: str, operator: str, amount: int) -> tuple[int, int]:
-        """The entries of a table for an operator and its amount."""
+        """The entries of a table for an operator and its amount; UserError where they take no part."""
 
     def quantizes(self, value: int) -> bool:
         """Whether a layer with this value has weight bits of its own."""
@@ -147,6 +147,8 @@ class Space:
         self.choice = cast(OperatorChoice, self.knobs[self.column("operator")]) if self.chooses else None
         rows = [self.choice.levels(point.name) for point in self.points] if self.choice else []
         self.levels = np.array(rows, dtype=np.int64)
+        names = range(1 + len(self.choice.names)) if self.choice else ()
+        self._without_bits = np.array([not self.choice.quantizes(value) for value in names if self.choice])
 
     def __reduce__(self) -> tuple[type["Space"], tuple[Network, tuple[Knob, ...]]]:
         """Another process builds its own tables: what is remembered here cannot be sent."""
@@ -187,24 +189,24 @@ class Space:
             if source == column:
                 values[tied, implied] = meaning[value]
                 decided[tied, implied] = True
-        if self.choice is not None and column == self.column("operator"):
-            self._close_behind(self.choice, row, value, values, decided)
+        if self.choice is not None:
+            self._close_behind(row, column, values, decided)
         if column == self._block_column and value == LEFT_OUT:
             # One way to write what means nothing any more: equal networks, equal tables.
             closed = self._closed[row] & ~decided
             values, decided = np.where(closed, self.smallest, values), decided | closed
         return Partial(values, decided)
 
-    def _close_behind(
-        self, choice: OperatorChoice, row: int, value: int, values: np.ndarray, decided: np.ndarray
-    ) -> None:
-        """Decide what an operator leaves no choice of: a single amount, and bits that mean nothing."""
-        if self.levels[row, value] == 1:
-            values[row, self.column("amount")] = 0
-            decided[row, self.column("amount")] = True
-        if not choice.quantizes(value):
-            values[row, self.column("weight_bits")] = NOT_QUANTIZED
-            decided[row, self.column("weight_bits")] = True
+    def _close_behind(self, row: int, column: int, values: np.ndarray, decided: np.ndarray) -> None:
+        """Decide what operators leave no choice of: a single amount, and bits that mean nothing."""
+        operator, amount, bits = (self.column(name) for name in ("operator", "amount", "weight_bits"))
+        if column == operator and self.levels[row, values[row, operator]] == 1:
+            values[row, amount] = 0
+            decided[row, amount] = True
+        # Whichever comes first: bits may follow from those of the input, which an earlier layer decides.
+        dead = decided[:, operator] & self._without_bits[values[:, operator]]
+        values[dead, bits] = NOT_QUANTIZED
+        decided[dead, bits] = True
 
     def completed(self, partial: Partial, rest: np.ndarray) -> np.ndarray:
         """The decisions, and `rest` [points, knobs] where there are none; an open amount keeps its share.
@@ -264,7 +266,7 @@ class Space:
         table = np.full_like(self.largest, NOT_QUANTIZED)
         if self._block_column is not None:
             table[:, self._block_column] = KEPT
-        for name in ("width", "density"):
+        for name in ("code", "width", "density"):
             if name in self._column:
                 table[:, self.column(name)] = self.largest[:, self.column(name)]
         for name in ("operator", "amount"):
@@ -287,6 +289,8 @@ class Space:
     def _decision(self, point: str, row: np.ndarray) -> LayerDecision:
         values = {knob.name: int(value) for knob, value in zip(self.knobs, row, strict=True)}
         values.pop("block", None)
+        if not values.get("code", 1):  # only one point has a code
+            del values["code"]
         operator, amount = values.pop("operator", 0), values.pop("amount", 0)
         if self.choice is None or operator == 0:
             return LayerDecision(point, values)

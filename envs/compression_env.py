@@ -44,14 +44,29 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
     | T | one-hot | the current decision point |
     | T x K | decided | keep ratio, or rank of operator, amount or bits, of every decision, 0 where open |
 
+    With `--observation summary` N does not depend on the network, so that one actor fits all that have the
+    same knobs. In the place of one-hot and decided there are:
+
+    | entries | name | meaning |
+    |---|---|---|
+    | 1 | position | share of the decisions that has been made |
+    | 1 | depth | log2(1 + T) / log2(257) |
+    | 1 | tied | share of the layers whose width is decided at this point |
+    | 1 | inputs | share of the layer's inputs that are left, if what is open is decided uniformly |
+    | K | reference | what the action 0 stands for here: keep ratio, or rank |
+    | 3 x K | recent | the last three decisions, the latest first |
+    | K | mean | mean of the decisions so far, weighted by the MACs of their layers |
+    | K | least | the smallest decision so far |
+    | 4 x K | by depth | the same means in each quarter of the network |
+
     The terminal observation keeps progress, previous action, budget and decisions; the rest is 0.
 
     ## Action
-    `Box(-1, 1, (K,), float32)`, one entry a knob (operator, its amount, width, weight bits, activation bits,
-    as far as they are a choice). 0 is the reference
-    ("uniform") policy's value; -1 the smallest value from which the rest can still use a budget up; +1 the
-    largest from which the rest can still keep every budget; linear in between, rounded to the nearest
-    feasible value. Entries of dead knobs are ignored.
+    `Box(-1, 1, (K,), float32)`, one entry a knob (operator, its amount, bits of a code, width, weight bits,
+    activation bits, as far as they are a choice). 0 is the reference ("uniform") policy's value; -1 the
+    smallest value from which the rest can still use a budget up; +1 the largest from which the rest can still
+    keep every budget; linear in between, rounded to the nearest feasible value. Entries of dead knobs are
+    ignored.
 
     ## Reward
     0 at every step but the last, where the finished policy is evaluated.
@@ -78,7 +93,7 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
         problems = dict(problem) if isinstance(problem, Mapping) else {"network": problem}
         self._problems: dict[str, ProblemLike] = problems
         walks = {name: p.walk() for name, p in problems.items()}
-        knobs = {_knobs(walk) for walk in walks.values()}
+        knobs = {walk.knob_names for walk in walks.values()}
         if len(knobs) != 1:
             raise UserError("The networks of one environment need the same knobs, and there must be one.")
         self._knobs = knobs.pop()
@@ -86,6 +101,7 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
             max(walk.layout.steps for walk in walks.values()),
             len(self._knobs),
             max(walk.layout.budgets for walk in walks.values()),
+            next(iter(walks.values())).layout.kind,
         )
         self._judges: dict[tuple[str, tuple[str, ...] | None], Judge] = {}
         self._name = next(iter(problems))
@@ -137,16 +153,11 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
     def _new_walk(self, name: str, budget: tuple[str, ...] | None) -> Walk:
         walk = self._problems[name].walk(budget)
         room, needed = self._layout, (len(walk.budgets), walk.length)
-        if _knobs(walk) != self._knobs or needed[0] > room.budgets or needed[1] > room.steps:
+        if walk.knob_names != self._knobs or needed[0] > room.budgets or needed[1] > room.steps:
             raise UserError(
                 f"{' '.join(budget or ())} needs {needed[0]} budgets and {needed[1]} decisions about "
-                f"{', '.join(_knobs(walk))}, and this environment has room for {room.budgets} and "
+                f"{', '.join(walk.knob_names)}, and this environment has room for {room.budgets} and "
                 f"{room.steps} about {', '.join(self._knobs)}: make it of a problem that has these budgets."
             )
         walk.layout = self._layout
         return walk
-
-
-def _knobs(walk: Walk) -> tuple[str, ...]:
-    """Names of the action's entries."""
-    return tuple(walk.space.knobs[column].name for column in walk.columns)

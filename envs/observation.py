@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,11 @@ from amc.space import Partial, Space
 KINDS = {"conv": 0.0, "depthwise": 0.5, "linear": 1.0}
 STATIC_FEATURES = ("index", "type", "n", "c", "h", "w", "stride", "k", "macs")
 PROGRESS_FEATURES = ("reduced", "rest")
+PLACE_FEATURES = ("position", "depth", "tied", "inputs")
+RECENT, PARTS = 3, 4
+"""Decisions that a summary tells one by one, and parts of the network that it tells by their mean."""
+
+Kind = Literal["positions", "summary"]
 
 
 def layer_features(layers: Sequence[Layer]) -> np.ndarray:
@@ -42,23 +48,35 @@ class Layout:
         steps: decision points of the longest episode; shorter ones are padded with zeros.
         knobs: entries of an action, one a knob that is alive somewhere.
         budgets: how many budgets the observation has room for.
+        kind: whether it tells the decisions of every point, or sums them up in as many entries for every
+            network.
     """
 
     steps: int
     knobs: int
     budgets: int
+    kind: Kind = "positions"
 
     @property
     def parts(self) -> dict[str, int]:
         """Name of each part to its number of entries, in order."""
-        return {
+        common = {
             "layer": len(STATIC_FEATURES),
             "progress": len(PROGRESS_FEATURES),
             "previous": self.knobs,
             "alive": self.knobs,
             "budget": self.budgets,
-            "one_hot": self.steps,
-            "decided": self.steps * self.knobs,
+        }
+        if self.kind == "positions":
+            return {**common, "one_hot": self.steps, "decided": self.steps * self.knobs}
+        return {
+            **common,
+            "place": len(PLACE_FEATURES),
+            "reference": self.knobs,
+            "recent": RECENT * self.knobs,
+            "mean": self.knobs,
+            "least": self.knobs,
+            "by_depth": PARTS * self.knobs,
         }
 
     @property
@@ -93,11 +111,15 @@ def decided_fractions(
         for entry, column in enumerate(columns):
             if not partial.decided[row, column]:
                 continue
-            value, values = int(partial.values[row, column]), space.legal(row, column)
-            if value not in values:  # bits that an operator leaves no meaning
-                result[position, entry] = 1.0
-            elif space.knobs[column].name == "width" or len(values) == 1:
-                result[position, entry] = value / values[-1] if values[-1] else 0.0
-            else:
-                result[position, entry] = values.index(value) / (len(values) - 1)
+            result[position, entry] = fraction_of(space, row, column, int(partial.values[row, column]))
     return result
+
+
+def fraction_of(space: Space, row: int, column: int, value: int) -> float:
+    """A decision in [0, 1]: a width as a keep ratio, others by rank."""
+    values = space.legal(row, column)
+    if value not in values:  # bits that an operator leaves no meaning
+        return 1.0
+    if space.knobs[column].name == "width" or len(values) == 1:
+        return value / values[-1] if values[-1] else 0.0
+    return values.index(value) / (len(values) - 1)

@@ -17,13 +17,12 @@ def make_operator_knobs(config: ProblemConfig, network: Network) -> tuple[Operat
     """
     if not config.operators:
         return (), ()
-    for cost in ("latency", "nonzeros"):
-        if cost in config.active_costs:
-            raise UserError(
-                f"--operators cannot be chosen under {cost}: it is not known before a network is built what "
-                "an operator brings there; search under macs, params, size or bops and measure afterwards."
-            )
-    useful = [name for name in config.operators if get_operator(name).lowers & {*config.active_costs}]
+    if "nonzeros" in config.active_costs:
+        raise UserError(
+            "--operators cannot be chosen under nonzeros: only weights of whole layers are counted there; "
+            "search under macs, params, size, bops or latency."
+        )
+    useful = [name for name in config.operators if _lowers(name) & {*config.active_costs}]
     costs = " and ".join(dict.fromkeys(config.active_costs))
     notes = tuple(
         f"The operator {name} cannot lower {costs} and takes no part."
@@ -41,3 +40,8 @@ def make_operator_knobs(config: ProblemConfig, network: Network) -> tuple[Operat
         "no kernel that could be simplified.",
     )
     return (choice, AmountKnob(choice)), notes
+
+
+def _lowers(name: str) -> frozenset[str]:
+    operator = get_operator(name)
+    return operator.lowers if operator.quantizes else operator.lowers - {"latency"}

@@ -32,10 +32,13 @@ from amc.targets import Target, get_target
 from amc.targets.meter import LatencyMeter
 from amc.tasks.base import Task
 from envs.bits import make_knobs
+from envs.budget_range import case_name
+from envs.case_walk import CaseWalk
 from envs.latency_budget import Confirmation, LatencyBudget, check_unit, make_latency_budget
 from envs.operators import make_operator_knobs
+from envs.own_choices import code_costs, own_compressors
 from envs.problem_config import ProblemConfig, is_latency
-from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward
+from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward, ShareReward
 from envs.walk import Walk
 
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 128
@@ -69,7 +72,7 @@ class Problem:
         network, space: the traced network and its legal policies.
         target: the runtime.
         costs: what can be bounded step by step; `original_costs` holds the uncompressed network's.
-        budgets: what every policy keeps.
+        budgets: what every policy keeps; of a range of budgets the loosest.
         evaluator: scores policies.
         meter: measures latencies where they matter, or None.
         latency: predicts and measures latencies where a budget bounds them, or None.
@@ -114,7 +117,19 @@ class Problem:
         chosen = self.budgets if budgets is None else self.parse_budgets(budgets)
         progress = chosen[0].cost if chosen else self.costs["macs"]
         live = self.live | self._live_under(chosen)
-        return Walk(self.space, chosen, live, progress, self.config.reference_keep)
+        keep, observation = self.config.reference_keep, self.config.observation
+        return Walk(self.space, chosen, live, progress, keep, observation=observation)
+
+    @property
+    def cases(self) -> dict[str, tuple[str, ...]]:
+        """The levels of a range of budgets by name; empty where there is none."""
+        levels = self.config.budget_levels if self.config.varies else ()
+        return {case_name(level): level for level in levels}
+
+    def training_walk(self, seed: int) -> Walk | CaseWalk:
+        """What an agent is trained on: the walk under the problem's budgets, or at all of their levels."""
+        walks = {name: self.walk(level) for name, level in self.cases.items()}
+        return CaseWalk(walks, seed) if walks else self.walk()
 
     def parse_budgets(self, texts: Sequence[str]) -> tuple[Budget, ...]:
         """Read budgets and make sure that they can be kept.
@@ -150,6 +165,8 @@ class Problem:
         return Confirmation(self.latency, min(limits)) if self.latency and limits else None
 
     def _goal_reward(self) -> Reward:
+        if self.config.shares:
+            return ShareReward(self.original_score)
         if self.config.goal == "accuracy":
             return ScoreReward()
         if self.config.reward == "paper":
@@ -197,31 +214,35 @@ def build_problem(
     """
     target = target or get_target(config.target)
     target.on_calibration = progress
-    check_unit(config.budgets, target)
+    check_unit(config.loosest, target)
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     knobs, notes = make_knobs(config, network, target)
     operators, said = make_operator_knobs(config, network)
     notes += said
     blocks, densities = _block_knobs(network, task, config), _density_knobs(config)
-    space = Space(network, (*blocks, *operators, *knobs, *densities))
+    own = own_compressors(task, network, config)
+    choices = (knob for compressor in own for knob in compressor.knobs)
+    space = Space(network, (*blocks, *operators, *choices, *knobs, *densities))
     costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
+    costs |= code_costs(space, costs, config)
     table = original_table(network, space)
     original = {name: cost.of(table) for name, cost in costs.items()}
     # What does not wait for a measurement is refused before the first one.
-    read_budgets([text for text in config.budgets if not is_latency(text)], costs, original, space)
-    evaluator = _evaluator(space, knobs, task, config, dict(costs), device)
+    for level in config.budget_levels:
+        read_budgets([text for text in level if not is_latency(text)], costs, original, space)
+    evaluator = _evaluator(space, knobs, own, task, config, dict(costs), device)
     meter, latency = None, None
     if "latency" in config.active_costs:
         meter = LatencyMeter(network, target, original=baseline.costs["latency"] if baseline else None)
         original["latency"] = meter.original
         notes += _exporter_notes(meter)
-    if meter and any(is_latency(text) for text in config.budgets):
+    if meter and any(is_latency(text) for text in config.loosest):
         latency = make_latency_budget(evaluator, meter, baseline.samples if baseline else (), progress)
         costs["latency"] = latency.cost
     else:
         evaluator.latency = meter
-    budgets = read_budgets(config.budgets, costs, original, space)
+    budgets = [read_budgets(level, costs, original, space) for level in config.budget_levels][-1]
     if latency is not None:
         notes += (latency.note(min(budget.limit for budget in budgets if budget.cost is latency.cost)),)
     return Problem(
@@ -263,6 +284,7 @@ def _block_knobs(network: Network, task: Task, config: ProblemConfig) -> tuple[B
 def _evaluator(
     space: Space,
     knobs: tuple[WidthKnob, BitsKnob, BitsKnob],
+    own: Sequence[Compressor],
     task: Task,
     config: ProblemConfig,
     costs: dict[str, Cost],
@@ -275,6 +297,7 @@ def _evaluator(
     moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
     compressors: list[Compressor] = [
         pruning,
+        *own,
         *([OperatorReplacement(pruning.kept, moments)] if space.chooses else []),
         *(FineGrainedPruning(knob) for knob in space.knobs if isinstance(knob, DensityKnob)),
         WeightQuantization(knobs[1], config.weight_quantizer),

@@ -9,6 +9,7 @@ from amc.decomposition.registry import get_operator
 from amc.errors import UserError
 from amc.knobs import BITS, WidthKnob
 from amc.quantization.registry import QuantizerNames, activation_quantizer, weight_quantizer
+from envs.budget_range import is_range, spread
 
 DEFAULT_BUDGET = "macs=0.5"
 
@@ -21,16 +22,22 @@ class ProblemConfig:
     """accuracy: the best score within the budgets; cost: the smallest cost within --max-drop."""
     budget: tuple[str, ...] = ()
     """Upper limits such as macs=0.5 (of the original's), size=100KB or bops=0.02; several may hold at once.
-    Costs: macs (or flops), params, size, bops, and latency on --target (latency=0.25 or latency=1.5ms). With
-    --goal accuracy and no budget: macs=0.5."""
+    Costs: macs (or flops), params, size, bops, and latency on --target (latency=0.25 or latency=1.5ms); for
+    --task retrieval code=24 (bits of a code) and storage=100KB (network and --database). With
+    --goal accuracy and no budget: macs=0.5. A range such as macs=0.2..0.8 trains one agent for all budgets in
+    it, at --levels of them in turn."""
+    levels: int = 13
+    """Budgets that a range is spread over, both ends included; each has a uniform policy and a best one."""
     minimize: Literal["latency", "macs", "params", "size", "bops"] = "latency"
     """The cost that --goal cost makes small; latency is measured for every policy on --target."""
     max_drop: float = 1.0
     """Largest loss of score, in points, that --goal cost accepts before fine-tuning."""
     reference_keep: float = 0.9
     """Keep ratio of the uniform policy, around which the search starts, where no budget bounds the widths."""
-    reward: Literal["default", "paper"] = "default"
-    """The reward of --goal cost: default, or the paper's -error x log(cost)."""
+    reward: Literal["default", "paper", "share"] = "default"
+    """The reward: default; with --goal cost also the paper's -error x log(cost); with --goal accuracy also
+    the share that is won back of what the uniform policy loses, as a range of budgets and several networks
+    have it."""
     target: str = "openvino"
     """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions, or
     package.module:factory."""
@@ -57,6 +64,9 @@ class ProblemConfig:
     """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
     inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric),
     which takes longer for every policy."""
+    observation: Literal["positions", "summary"] = "positions"
+    """What the agent sees of its decisions: those of every layer of this network (positions), or a summary of
+    the same size for all networks (summary), with which an agent can go on to other networks."""
     weight_bits: tuple[int, ...] = ()
     """Bits to choose from for weights, 2 to 8, or 32 for none; by default what the goal depends on."""
     activation_bits: tuple[int, ...] = ()
@@ -68,6 +78,8 @@ class ProblemConfig:
     full_precision: Literal["default", "ends", "none"] = "default"
     """Layers that are never quantized: ends are the first layer and the last linear one, as the paper of lq
     has it; the default is ends with lq and none otherwise."""
+    database: int = 0
+    """Images whose codes a budget on storage counts besides the network (--task retrieval)."""
     tune_steps: int = 0
     """SGD steps of 64 images, taught by the original, before each policy is scored: where all un-tuned
     networks are near chance, a few dozen tell which ones learn."""
@@ -90,29 +102,26 @@ class ProblemConfig:
             raise UserError("--reference-depth leaves residual blocks out, which needs --drop-blocks.")
         if not 0 < self.reference_keep <= 1:
             raise UserError(f"--reference-keep is a share above 0 and at most 1, not {self.reference_keep}.")
+        if self.observation not in ("positions", "summary"):
+            raise UserError(f"--observation is positions or summary, not {self.observation}.")
         if self.reconstruct not in ("none", "symmetric", "asymmetric"):
             raise UserError(f"--reconstruct is none, symmetric or asymmetric, not {self.reconstruct}.")
+        if (self.database > 0) != ("storage" in self.active_costs) or self.database < 0:
+            raise UserError(
+                "--database says how many codes a budget such as storage=100KB counts: give both."
+            )
         _check_operators(self.operators)
         if self.tune_steps < 0:
             raise UserError(f"--tune-steps must be 0 or more, not {self.tune_steps}.")
         if min(self.reward_images, self.calibration_images) < 1:
             raise UserError("--reward-images and --calibration-images must be at least 1.")
-        for option, value in (
-            ("--reward paper", self.reward),
-            (f"--minimize {self.minimize}", self.minimize),
-        ):
-            if self.goal != "cost" and value not in ("default", "latency"):
-                raise UserError(f"{option} says how a cost is made small; it needs --goal cost.")
+        _check_reward(self)
         _check_quantizers(self)
         _check_bits("--weight-bits", self.weight_bits)
         _check_bits("--activation-bits", self.activation_bits)
         WidthKnob(1 if self.width_multiple is None else self.width_multiple, self.min_channels, self.min_keep)
         _ = self.least_widths
-        # Only the texts are checked here: what a fraction stands for is known with the network.
-        names = (*KNOBS_OF, "latency")
-        nothing: dict[str, Any] = dict.fromkeys(names)
-        for text in self.budget:
-            parse_budget(text, nothing, dict.fromkeys(names, 1.0))
+        _check_budgets(self)
 
     @property
     def least_widths(self) -> dict[str, int]:
@@ -142,13 +151,37 @@ class ProblemConfig:
 
     @property
     def budgets(self) -> tuple[str, ...]:
-        """The budgets in force."""
+        """What is asked for; may hold ranges."""
         return self.budget or ((DEFAULT_BUDGET,) if self.goal == "accuracy" else ())
+
+    @property
+    def budget_levels(self) -> tuple[tuple[str, ...], ...]:
+        """The budgets of every level, the tightest first; one level where no budget is a range.
+
+        Raises:
+            UserError: a range cannot be read.
+        """
+        return spread(self.budgets, self.levels)
+
+    @property
+    def loosest(self) -> tuple[str, ...]:
+        """The budgets in force, of a range the loosest."""
+        return self.budget_levels[-1]
+
+    @property
+    def varies(self) -> bool:
+        """Whether a budget is a range."""
+        return any(is_range(text) for text in self.budgets)
+
+    @property
+    def shares(self) -> bool:
+        """Whether rewards are shares of what the uniform policy loses."""
+        return self.varies or self.reward == "share"
 
     @property
     def fractional(self) -> bool:
         """Whether every single bit counts."""
-        return bool({"size", "bops"} & set(self.active_costs))
+        return bool({"size", "bops", "storage"} & set(self.active_costs))
 
     @property
     def active_costs(self) -> tuple[str, ...]:
@@ -156,6 +189,25 @@ class ProblemConfig:
         names = [text.split("=")[0].strip().lower() for text in self.budgets]
         budgeted = tuple(ALIASES.get(name, name) for name in names)
         return (*budgeted, self.minimize) if self.goal == "cost" else budgeted
+
+
+def _check_reward(config: ProblemConfig) -> None:
+    paper = "default" if config.reward == "share" else config.reward
+    for option, value in (("--reward paper", paper), (f"--minimize {config.minimize}", config.minimize)):
+        if config.goal != "cost" and value not in ("default", "latency"):
+            raise UserError(f"{option} says how a cost is made small; it needs --goal cost.")
+    if config.goal == "cost" and config.reward == "share":
+        raise UserError("--reward share is about the score, and needs --goal accuracy.")
+
+
+def _check_budgets(config: ProblemConfig) -> None:
+    """Only the texts: what a fraction stands for is known with the network."""
+    names = (*KNOBS_OF, "code", "storage", "latency")
+    nothing: dict[str, Any] = dict.fromkeys(names)
+    for text in dict.fromkeys(text for level in config.budget_levels for text in level):
+        parse_budget(text, nothing, dict.fromkeys(names, 1.0))
+    if config.varies and config.goal != "accuracy":
+        raise UserError("A range of budgets looks for the best score at each: it needs --goal accuracy.")
 
 
 def _check_operators(names: tuple[str, ...]) -> None:

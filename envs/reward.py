@@ -13,6 +13,9 @@ SCORE_SCALE = 0.1
 DROP_SCALE = 0.01
 """Beyond the allowed drop one point of accuracy outweighs one halving of the cost."""
 
+LEAST_LOSS = 0.02
+"""What the uniform policy has at least lost, as far as rewards at many levels are concerned."""
+
 NANOSECONDS_PER_MS = 1e6
 
 
@@ -80,6 +83,32 @@ class ScoreReward:
         if self._reference is None:
             raise RuntimeError("the reference policy has to be evaluated first")
         return (evaluation.score - self._reference) / SCORE_SCALE
+
+
+@dataclass
+class ShareReward:
+    """At many levels of a budget: the share of the reference policy's loss that is won back.
+
+    (score - score of the reference policy) / (score of the original - score of the reference policy). At
+    every level 0 is the uniform policy and 1 the original's score, so that rewards can be compared; a loss
+    below two points counts as two, or the noise of a loose budget would outweigh the rest.
+
+    Attributes:
+        original_score: the uncompressed network's on the reward split, in [0, 1].
+    """
+
+    original_score: float
+    _reference: float | None = None
+
+    def set_reference(self, evaluation: Evaluation) -> None:
+        """Note the reference policy's score."""
+        self._reference = evaluation.score
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of an evaluation."""
+        if self._reference is None:
+            raise RuntimeError("the reference policy has to be evaluated first")
+        return (evaluation.score - self._reference) / max(self.original_score - self._reference, LEAST_LOSS)
 
 
 @dataclass

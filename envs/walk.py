@@ -5,6 +5,7 @@ together.
 """
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from amc.policy import CompressionPolicy
 from amc.reference import complete_uniformly
 from amc.space import Partial, Space
 from envs.bounding import Range, feasible_range
-from envs.observation import Layout, decided_fractions, layer_features
+from envs.observation import Kind, Layout, decided_fractions, layer_features
+from envs.summary import Summary
 
 
 class Walk:
@@ -28,6 +30,7 @@ class Walk:
         progress: the cost behind the "reduced" and "rest" features.
         unbounded_keep: keep ratio of the reference policy where no budget depends on the widths.
         layout: sizes of the observation; by default those of this network.
+        observation: whether it tells every decision, or a summary that fits any network.
 
     Attributes:
         length: decisions of an episode; points without any live knob are not visited.
@@ -44,6 +47,7 @@ class Walk:
         progress: Cost,
         unbounded_keep: float = 0.9,
         layout: Layout | None = None,
+        observation: Kind = "positions",
     ):
         self.space, self.budgets, self.progress = space, tuple(budgets), progress
         self.unbounded_keep = unbounded_keep
@@ -55,10 +59,15 @@ class Walk:
         # few episodes that they mean nothing, and an actor drifts along them meanwhile.
         self.columns = [int(column) for column in np.flatnonzero(open_entries.any(axis=0))]
         self.action_size = len(self.columns)
-        self.layout = layout or Layout(self.length, self.action_size, max(1, len(self.budgets)))
+        self.layout = layout or Layout(self.length, self.action_size, max(1, len(self.budgets)), observation)
         self._features = layer_features(space.network.layers)
         self._whole = max(progress.of(space.largest), 1e-12)
         self.reset()
+
+    @property
+    def knob_names(self) -> tuple[str, ...]:
+        """Names of the action's entries."""
+        return tuple(self.space.knobs[column].name for column in self.columns)
 
     @property
     def observation_size(self) -> int:
@@ -127,11 +136,10 @@ class Walk:
 
     def _observe(self) -> np.ndarray:
         finished = self.position == self.length
-        one_hot, alive = np.zeros(self.length), np.zeros(self.action_size)
+        alive = np.zeros(self.action_size)
         features = np.zeros(self._features.shape[1])
         if not finished:
             row = self.rows[self.position]
-            one_hot[self.position] = 1.0
             features = self._features[row]
             alive = np.array([self._open(row, column) for column in self.columns], dtype=np.float64)
         upper = self.progress.upper_bound(self.partial) / self._whole
@@ -143,9 +151,21 @@ class Walk:
             previous=(self._previous + 1.0) / 2.0,
             alive=alive,
             budget=np.array([budget.fraction for budget in self.budgets] or [1.0]),
-            one_hot=one_hot,
-            decided=decided_fractions(self.space, self.partial, self.rows, self.columns),
+            **(self._positions() if self.layout.kind == "positions" else self._summed_up()),
         )
+
+    def _positions(self) -> dict[str, np.ndarray]:
+        one_hot = np.zeros(self.length)
+        one_hot[self.position : self.position + 1] = 1.0
+        decided = decided_fractions(self.space, self.partial, self.rows, self.columns)
+        return {"one_hot": one_hot, "decided": decided}
+
+    def _summed_up(self) -> dict[str, np.ndarray]:
+        return self._summary(self.position, self.partial, self._reference)
+
+    @cached_property
+    def _summary(self) -> Summary:
+        return Summary(self.space, self.rows, self.columns)
 
 
 def _with_dead_knobs(space: Space, live: Collection[str]) -> Partial:

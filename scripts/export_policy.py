@@ -7,8 +7,9 @@ from pathlib import Path
 if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from agents.actor_file import ACTOR_FILE, CONTRACT_FILE, CRITIC_FILE
 from agents.export import EXPORT_FOLDER, ExportedRun, export_run
-from agents.run import load_run
+from agents.run import Run, load_run
 from amc.errors import UserError
 from amc.package import file_bytes
 from amc.policy import CompressionPolicy
@@ -24,8 +25,14 @@ class ExportPolicy:
     """Run directory of a search."""
     policy: Path | None = None
     """Policy file to export; the run's best by default."""
+    budget: tuple[str, ...] = ()
+    """Export what the trained actor decides under these budgets, such as macs=0.43, without any search; after
+    a training on a range of budgets these may lie anywhere in it."""
     out: Path | None = None
     """Folder to write to; export in the run directory by default."""
+    actor: bool = False
+    """Write only the trained actor: actor.onnx, its critic and the contract of what they observe, with which
+    apply_agent.py compresses other networks."""
     force: bool = False
     """Replace an earlier export."""
 
@@ -33,14 +40,48 @@ class ExportPolicy:
 def main(options: ExportPolicy) -> None:
     """Write what a run found as files: policy, compressed weights, ONNX and the trained actor."""
     folder = options.out or options.run / EXPORT_FOLDER
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not options.force:
-        raise UserError(f"{folder} is not empty: pass --force to replace what it holds, or another --out.")
+    check_free(folder, options.force)
+    if sum((bool(options.policy), bool(options.budget), options.actor)) > 1:
+        raise UserError("--policy, --budget and --actor each say what to export: give one of them.")
     policy = CompressionPolicy.load(options.policy) if options.policy else None
+    # stable-baselines3, which whoever shares `show` needs not have
+    from agents.actor import policy_under
+
     run = load_run(options.run)
     try:
+        if options.actor:
+            show_actor(run, folder)
+            return
+        if options.budget:
+            policy = policy_under(run, options.budget)
         show(export_run(run, policy, folder))
     finally:
         run.problem.close()
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Refuse to mix an export with what a folder holds already.
+
+    Raises:
+        UserError: the folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise UserError(f"{folder} is not empty: pass --force to replace what it holds, or another --out.")
+
+
+def show_actor(run: Run, folder: Path) -> None:
+    """Write the actor alone, and print its files.
+
+    Raises:
+        UserError: the run's searcher has no actor.
+    """
+    from agents.actor import export_actor
+
+    path = export_actor(run, folder)
+    if path is None:
+        raise UserError(f"The searcher {run.algorithm} has no actor that could be exported.")
+    for name in (ACTOR_FILE, CRITIC_FILE, CONTRACT_FILE):
+        print(f"{folder / name} ({(folder / name).stat().st_size / 1000:,.1f} kB)")
 
 
 def show(exported: ExportedRun) -> None:

@@ -80,7 +80,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 def _finish(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
-    axes.set_xlim(0, 1.05)
+    axes.set_xlim(0, 1.05 * max(1.0, axes.dataLim.x1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower right")

@@ -32,7 +32,7 @@ from amc.tasks import DetectionTask
 from amc.training import Loss, Recipe
 from scripts.cli import run as run_script
 from scripts.results_training import train_once
-from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary
+from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary, place
 
 SECTION = "detection"
 SEEDS = tuple(range(5))
@@ -45,7 +45,7 @@ class Setting:
 
     Attributes:
         recipe: of teacher and students alike.
-        augmentation: whether images are also mirrored top to bottom.
+        upside_down: whether images are also mirrored top to bottom.
     """
 
     recipe: Recipe
@@ -80,11 +80,6 @@ class MimicResults:
     def weights(self, spec: "Spec") -> Path:
         """The file for a network's weights."""
         return self.runs / (spec.name.replace("/", "-") + ".safetensors")
-
-    @property
-    def place(self) -> torch.device:
-        """The device."""
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -173,7 +168,7 @@ def teacher_row(options: MimicResults, spec: Spec) -> dict[str, Any]:
 
 def teacher(options: MimicResults, spec: Spec, task: DetectionTask) -> nn.Module:
     """The trained teacher of a data set; trained here if nobody has done so."""
-    model = build(spec.seed, task, TEACHER_WIDTH).to(options.place)
+    model = build(spec.seed, task, TEACHER_WIDTH).to(place(options.device))
     train(options, Spec("teacher", spec.data), model, task.data, task.loss)
     return model
 
@@ -183,7 +178,7 @@ def student_row(options: MimicResults, spec: Spec) -> dict[str, Any]:
     data = load(options, spec.data)
     task, mimic = DetectionTask(data), Mimic(spec.mode)  # type: ignore[arg-type]
     teaching = prepare_teacher(teacher(options, Spec("teacher", spec.data), task), data, mimic.bits)
-    student = with_adapter(build(spec.seed, task, STUDENT_WIDTH), teaching).to(options.place)
+    student = with_adapter(build(spec.seed, task, STUDENT_WIDTH), teaching).to(place(options.device))
     last = train(options, spec, student, task.data, mimicking(teaching, mimic))
     found = {**figures(student.student, task, STUDENT_WIDTH), "loss": last}
     if spec.mode == "alone":

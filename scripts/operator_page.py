@@ -8,19 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from agents.figures import operator_color
 from amc.policy import ORIGINAL_OPERATOR
 from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, plan
 from scripts.results_page import markdown_table
 from scripts.results_runner import Row, Rows
 
 Table = list[dict[str, Any]]
-COLOURS = {
-    ORIGINAL_OPERATOR: "#8a8f98",
-    "filter-groups": "#3b7dd8",
-    "clustered-kernels": "#e8710a",
-    "channel-svd": "#2a9d5c",
-    "spatial-svd": "#8e44ad",
-}
+GREY = "#8a8f98"
 
 
 def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
@@ -38,12 +33,13 @@ def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
         "## The agent chooses the operator",
         "Accuracy of the best policy of each search on the test split, before any fine-tuning: mean and "
         "standard deviation over seeds. `joint` may prune channels and replace layers, `pruning` prunes, the "
-        "others keep all channels and only replace. Under size all of them choose bits, too.",
+        "others keep all channels and only replace. Under size all of them choose bits, too; under latency "
+        "each layer runs in integers or in floats.",
         shown(tables["choice"]),
         *([f"![Operators, channels and bits of each layer]({drawing})"] if drawing else []),
         "## At equal MACs",
-        "One common compression of all layers. The MACs are those that whole channels, group sizes and ranks "
-        "allow below the budget.",
+        "One common compression of all layers; `filter-groups-by-depth` has more groups the deeper a layer "
+        "lies. The MACs are those that whole channels, group sizes and ranks allow below the budget.",
         shown(tables["fixed"]),
         "## One codebook for a whole network",
         "All kernels of more than one element share the centroids, without any training; "
@@ -78,6 +74,7 @@ def choice_table(rows: Sequence[Row]) -> Table:
                 "reward split": spread([row["reward_accuracy"] for row in mine]),
                 "MACs": percent(statistics.mean(row["macs_share"] for row in mine)),
                 "size": percent(statistics.mean(row["size_share"] for row in mine)),
+                "latency": shares([row.get("latency_share") for row in mine]),
                 "replaced layers": round(statistics.mean(replaced(row) for row in mine), 1),
                 "s/evaluation": round(statistics.mean(row["seconds_per_evaluation"] for row in mine), 2),
             }
@@ -133,6 +130,12 @@ def percent(share: float) -> str:
     return f"{share:.2%}"
 
 
+def shares(values: Sequence[float | None]) -> str:
+    """Their mean with two digits; nothing where there are none."""
+    known = [value for value in values if value is not None]
+    return percent(statistics.mean(known)) if known else ""
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -156,7 +159,7 @@ def drawing_png(rows: Sequence[Row]) -> bytes | None:
         figure.subplots(len(panels), 1, squeeze=False).flat, panels.items(), strict=True
     ):
         layers, places = row["layers"], range(len(row["layers"]))
-        colours = [COLOURS.get(layer["operator"], "black") for layer in layers]
+        colours = [_colour(layer["operator"]) for layer in layers]
         axes.bar(places, [layer["keep"] for layer in layers], color=colours)
         for place, layer in zip(places, layers, strict=True):
             bits = "" if layer["weight_bits"] == 32 else f"{layer['weight_bits']} b"
@@ -168,11 +171,16 @@ def drawing_png(rows: Sequence[Row]) -> bytes | None:
         axes.set_title(
             f"{network} under {cost}, seed {row['seed']}: amount and bits above the bars", fontsize=8
         )
-        handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items() if colour in colours]
+        names = dict.fromkeys(layer["operator"] for layer in layers)
+        handles = [Patch(color=_colour(name), label=name) for name in names]
         axes.legend(handles=handles, fontsize=6, ncols=len(handles), loc="upper right")
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
+
+
+def _colour(operator: str) -> str:
+    return GREY if operator == ORIGINAL_OPERATOR else operator_color(operator)
 
 
 def _seed(row: Row) -> int:

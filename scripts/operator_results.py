@@ -1,6 +1,7 @@
 """Regenerate the figures and the page of the operators, row by row; may be cut at any moment and repeated."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import torch
 
 from agents.run import Run, load_source
 from amc.decomposition.clustered_conv import cluster_layers, clustered_layers
+from amc.decomposition.filter_groups import FilterGroups, group_schedule
 from amc.decomposition.operator import AMOUNT, convolution_obstacle
 from amc.errors import UserError
-from amc.files import write_atomically
-from amc.network import trace
-from amc.policy import CompressionPolicy
+from amc.files import read_json, write_atomically
+from amc.network import Network, trace
+from amc.policy import CompressionPolicy, LayerDecision
 from amc.recovery.calibrate import calibrate
 from amc.targets.meter import LatencyMeter
+from scripts import fine_tune
 from scripts.cli import run as run_script
 from scripts.operator_page import drawing_png, page
 from scripts.operator_rows import (
+    BY_DEPTH,
     CHOICE,
     CLUSTERS,
     FIXED,
@@ -33,7 +37,7 @@ from scripts.operator_rows import (
 )
 from scripts.results_page import write_page
 from scripts.results_runner import Row, Rows, Runner
-from scripts.results_runs import Unreachable, searched, tuned_figures
+from scripts.results_runs import Unreachable, recipe, searched, tuned_folder
 
 
 def main(options: OperatorResults) -> None:
@@ -74,10 +78,12 @@ def choice_row(options: OperatorResults, spec: Spec) -> Row:
         with searched(run_folder(options, spec), configuration(options, spec)) as run:
             best = run.log.best()
             assert best is not None
+            latency = best.costs.get("latency")
             return {
                 "evaluations": len(run.log),
                 "reward_accuracy": best.score,
                 **network_figures(run, best.policy),
+                "latency_share": latency and latency / run.problem.original_costs["latency"],
                 "seconds_per_evaluation": round(sum(row.seconds for row in run.log.rows) / len(run.log), 3),
             }
     except Unreachable as error:
@@ -89,16 +95,18 @@ def fixed_row(options: OperatorResults, spec: Spec) -> Row:
     folder = run_folder(options, spec)
     try:
         with searched(folder, configuration(options, spec)) as run:
-            found = network_figures(run, run.best_policy)
-            model = run.evaluator.compressed(run.best_policy)
+            policy = run.best_policy
+            if spec.arm == BY_DEPTH:
+                policy = grouped_by_depth(run.network, float(spec.setting))
+            found = network_figures(run, policy)
             meter = LatencyMeter(run.network, run.problem.target)
             try:
-                timing = meter.timing(run.best_policy, model)
+                timing = meter.timing(policy, run.evaluator.compressed(policy))
             finally:
                 meter.close()
+            tuned = tuned_policy(run, policy, options.epochs)
     except Unreachable as error:
         return {"unreachable": str(error)}
-    tuned = tuned_figures(folder, options.epochs)
     return {
         **found,
         "target": options.target,
@@ -109,6 +117,36 @@ def fixed_row(options: OperatorResults, spec: Spec) -> Row:
         "epochs": options.epochs,
         "test_tuned": tuned["scores"]["fine-tuned"]["test"],
     }
+
+
+def grouped_by_depth(network: Network, share: float) -> CompressionPolicy:
+    """Filter groups in all layers that have a kernel, their count growing with depth.
+
+    Args:
+        network: the original.
+        share: of its MACs, which are kept from above.
+    """
+    sizes = group_schedule(network, share)
+    decisions = (
+        LayerDecision(layer.name, {AMOUNT: sizes[layer.name]}, FilterGroups.name)
+        if layer.name in sizes
+        else LayerDecision(layer.name)
+        for layer in network.layers
+    )
+    return CompressionPolicy(network.fingerprint, tuple(decisions))
+
+
+def tuned_policy(run: Run, policy: CompressionPolicy, epochs: int) -> dict[str, Any]:
+    """Figures of a policy's fine-tuning, made now unless an earlier call did; an unfinished one goes on."""
+    folder = tuned_folder(run.folder, epochs)
+    figures = folder / fine_tune.FIGURES_FILE
+    if not figures.exists():
+        options = recipe(run.folder, folder, epochs, (folder / fine_tune.CHECKPOINT_FILE).is_file())
+        options = replace(options, alpha=options.distillation.alpha)
+        fine_tune.tune(run, policy, options, options.recipe, options.distillation)
+    found = read_json(figures)
+    assert isinstance(found, dict)
+    return found
 
 
 def network_figures(run: Run, policy: CompressionPolicy) -> Row:

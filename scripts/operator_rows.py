@@ -6,17 +6,24 @@ from typing import Any, Literal
 
 from agents.config import AgentConfig, SearchConfig
 from agents.run_config import RunConfig, SourceConfig
+from amc.decomposition.filter_groups import FilterGroups
 from envs.problem_config import ProblemConfig
 
 CHOICE, FIXED, CLUSTERS = "choice", "fixed", "clusters"
 NETWORKS = ("resnet56", "vgg16")
 SEEDS = (0, 1, 2)
 EVALUATIONS, EPOCHS = 100, 15
-BUDGETS = {"macs": "macs=0.4", "size": "size=0.06"}
+BUDGETS = {"macs": "macs=0.4", "size": "size=0.08", "latency": "latency=0.3"}
 FRACTIONS = (0.5, 0.25)
 JOINT, PRUNING = "joint", "pruning"
-ALONE = {"macs": ("filter-groups",), "size": ("filter-groups", "clustered-kernels")}
-METHODS = (PRUNING, "filter-groups", "channel-svd", "spatial-svd")
+ALONE = {
+    "macs": ("filter-groups",),
+    "size": ("filter-groups", "clustered-kernels"),
+    "latency": ("filter-groups",),
+}
+BY_DEPTH = "filter-groups-by-depth"
+"""More groups the deeper a layer lies, as the paper argues."""
+METHODS = (PRUNING, "filter-groups", BY_DEPTH, "channel-svd", "spatial-svd")
 CODEBOOKS = ((32, 8), (64, 1), (256, 1))
 """Centroids and poses of one codebook for a whole network."""
 
@@ -124,7 +131,8 @@ def configuration(options: OperatorResults, spec: Spec) -> RunConfig:
     """The search of a row; a fixed compression is the uniform policy alone."""
     fixed = spec.part == FIXED
     budget = f"macs={spec.setting}" if fixed else BUDGETS[spec.setting]
-    operators = {JOINT: ALONE.get(spec.setting, ()), PRUNING: ()}.get(spec.arm, (spec.arm,))
+    known = {JOINT: ALONE.get(spec.setting, ()), PRUNING: (), BY_DEPTH: (FilterGroups.name,)}
+    operators = known.get(spec.arm, (spec.arm,))
     keep = ProblemConfig().min_keep if spec.arm in (JOINT, PRUNING) else 1.0
     problem = ProblemConfig(budget=(budget,), target=options.target, operators=operators, min_keep=keep)
     if fixed:

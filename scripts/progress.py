@@ -12,14 +12,19 @@ from agents.run import Outcome
 from amc.costs.budget import Budget
 from scripts.cli import console
 
-UNITS = {"macs": 1e6, "params": 1e3, "size": 1e3, "bops": 1e9, "nonzeros": 1e3, "latency": 1.0}
-DECIMALS = {"latency": 3}
+UNITS = {
+    **{"macs": 1e6, "params": 1e3, "size": 1e3, "bops": 1e9, "nonzeros": 1e3},
+    **{"code": 1.0, "storage": 1e3, "latency": 1.0},
+}
+DECIMALS = {"latency": 3, "code": 0}
 HEADINGS = {
     "macs": "MMACs",
     "params": "k params",
     "size": "kB",
     "bops": "GBOPs",
     "nonzeros": "k non-zeros",
+    "code": "code bits",
+    "storage": "kB with database",
 }
 
 
@@ -89,7 +94,8 @@ def miss_sentence(best: Row, budgets: Sequence[Budget], unit: str) -> str:
 
 
 def _describe(best: Row) -> str:
-    return f"best {best.score:.2%}, reward {best.reward:+.3f} (evaluation {best.index + 1})"
+    level = f"{best.case}: " if best.case else ""
+    return f"{level}best {best.score:.2%}, reward {best.reward:+.3f} (evaluation {best.index + 1})"
 
 
 def outcome_table(outcomes: Sequence[Outcome], score_name: str, latency_unit: str = "ms") -> Table:
@@ -106,6 +112,24 @@ def outcome_table(outcomes: Sequence[Outcome], score_name: str, latency_unit: st
             for name in costs
         ]
         table.add_row(outcome.name, f"{outcome.reward_score:.2%}", f"{outcome.test_score:.2%}", *cells)
+    return table
+
+
+def level_table(outcomes: Sequence[Outcome], score_name: str) -> Table:
+    """Uniform, best and the actor's policy at every level of a range of budgets, both splits."""
+    names = list(dict.fromkeys(outcome.name for outcome in outcomes if outcome.case))
+    table = Table(title=None)
+    table.add_column("")
+    for split in ("reward-split", "test"):
+        for name in names:
+            table.add_column(f"{split} {score_name}\n{name}", justify="right")
+    original = next(outcome for outcome in outcomes if not outcome.case)
+    scores = (original.reward_score, original.test_score)
+    table.add_row("original", *(f"{score:.2%}" for score in scores for _ in names))
+    for case in dict.fromkeys(outcome.case for outcome in outcomes if outcome.case):
+        here = {outcome.name: outcome for outcome in outcomes if outcome.case == case}
+        found = [here[name].reward_score for name in names] + [here[name].test_score for name in names]
+        table.add_row(case, *(f"{score:.2%}" for score in found))
     return table
 
 

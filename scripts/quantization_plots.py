@@ -1,11 +1,11 @@
 """The drawings of the quantization results."""
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from agents.figures import SERIES
+from agents.report_figures import png
 from scripts.results_runner import Row
 
 PANEL = (6.0, 4.2)
@@ -26,7 +26,7 @@ def errors_png(rows: Sequence[Row]) -> bytes | None:
         axes.set_ylabel("signal to quantization noise (dB)")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    return as_png(figure)
+    return png(figure)
 
 
 def bits_png(rows: Sequence[Row]) -> bytes | None:
@@ -42,11 +42,4 @@ def bits_png(rows: Sequence[Row]) -> bytes | None:
         axes.set_ylim(0, 8.5)
         axes.set_ylabel("bits")
         axes.set_xticks(range(len(bits)), list(bits), rotation=90, fontsize=5)
-    return as_png(figure)
-
-
-def as_png(figure: Figure) -> bytes:
-    """The bytes of a picture file."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    return png(figure)

@@ -12,7 +12,6 @@ from agents.run_folder import run_lock
 from amc.files import read_json
 from amc.models import build_model, load_weights
 from amc.network import Network, trace
-from scripts import fine_tune
 from scripts.quantization_rows import (
     AWARE_EPOCHS,
     MIXED_EPOCHS,
@@ -22,7 +21,7 @@ from scripts.quantization_rows import (
     mixed_config,
     run_folder,
 )
-from scripts.results_runs import Figures, read_seconds, searched, tuned_folder
+from scripts.results_runs import Figures, read_seconds, searched, tuned_figures
 
 
 def traced(options: QuantizationResults, network: str) -> Network:
@@ -75,28 +74,20 @@ def tuned_row(options: QuantizationResults, spec: Spec) -> Figures:
     config = mixed_config(options, search, traced(options, spec.network))
     with searched(run_folder(options, search), config) as run:
         folder = run.folder
-    return tuned_figures(options, folder, MIXED_EPOCHS)
+    return quantized_figures(options, folder, MIXED_EPOCHS)
 
 
 def aware_row(options: QuantizationResults, spec: Spec) -> Figures:
     """The same bits in all layers but the first and the last, for weights and inputs, fine-tuned."""
     with searched(run_folder(options, spec), aware_config(options, spec)) as run:
         folder = run.folder
-    return tuned_figures(options, folder, AWARE_EPOCHS)
+    return quantized_figures(options, folder, AWARE_EPOCHS)
 
 
-def tuned_figures(options: QuantizationResults, run: Path, epochs: int) -> Figures:
-    """Fine-tune with every epoch quantized, or take what an earlier call made; an unfinished one goes on."""
-    folder = tuned_folder(run, epochs)
+def quantized_figures(options: QuantizationResults, run: Path, epochs: int) -> Figures:
+    """Fine-tune with every epoch quantized and new views in each, or take what an earlier call made."""
     with run_lock(run):
-        if not (folder / fine_tune.FIGURES_FILE).exists():
-            resume = (folder / fine_tune.CHECKPOINT_FILE).is_file()
-            fine_tune.main(
-                fine_tune.FineTune(
-                    run, folder, epochs=epochs, batch_size=128, lr=0.05, force=True, resume=resume
-                )
-            )
-        figures: Any = read_json(folder / fine_tune.FIGURES_FILE)
+        figures = tuned_figures(run, epochs, float_epochs=0, views=0)
     scores = figures["scores"]
     return {
         "epochs": epochs,

@@ -1,26 +1,35 @@
 """Rows of the quantization results without training: errors of weights, stored activations, accuracy."""
 
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
+from amc.compress import WeightQuantization, apply
 from amc.data import load_data
+from amc.data.images import ImageData
+from amc.knobs import BITS, BitsKnob
+from amc.network import Network
+from amc.policy import CompressionPolicy, LayerDecision
 from amc.quantization.kmeans import KmeansWeightQuantizer, huffman_bytes
 from amc.quantization.protocol import NOT_QUANTIZED, WeightQuantizer
 from amc.quantization.registry import WEIGHT_QUANTIZERS, weight_quantizer
 from amc.quantization.saved_activations import ValueAwareStorage
 from amc.quantization.uniform import dequantize_weight, fit_weight_scale, quantize_weight
 from amc.quantization.value_aware import SHARE, quantized_weight
+from amc.recovery.calibrate import calibrate
 from scripts.quantization_rows import CHOICES, QuantizationResults, Spec
 from scripts.quantization_searches import traced
-from scripts.quantizer_results import Bench, QuantizerResults, quantized_layers
 
 LAPLACE_VALUES = 100_000
 STORED_BITS = (3, 4)
 BATCH = 128
+FEW_IMAGES = (10, 30, 100, 300, 1000)
+"""Unlabeled images that the batch-norm statistics are re-estimated from."""
 
 
 def error_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
@@ -93,15 +102,85 @@ def laplace() -> dict[str, float]:
 
 def untrained_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
     """Accuracy as it is, and re-normalized from N images; the first and the last layer stay in floats."""
-    bench = Bench(
-        QuantizerResults(
-            options.weights(spec.network), spec.network, data_root=options.data_root, threads=options.threads
-        )
-    )
+    bench = bench_of(options, spec.network)
     kind, bits = weight_quantizer(spec.quantizer), int(spec.budget)
-    found = {"original": bench.score(bench.network.copy()), **bench.row(kind, bits)}
+    found = {"original": bench.original, **bench.row(kind, bits)}
     if kind is KmeansWeightQuantizer:
         pairs = list(quantized_layers(bench.compressed(kind, bits)))
         coded = sum(huffman_bytes(quantizer.quantize(weight)) for weight, quantizer in pairs)
         found["huffman bits"] = round(8 * coded / sum(weight.numel() for weight, _ in pairs), 2)
     return {**found, "activation bits": NOT_QUANTIZED}
+
+
+class Bench:
+    """A network, its unlabeled images and the test images that it is scored on.
+
+    Args:
+        network: traced, with its weights.
+        data: images and labels.
+    """
+
+    def __init__(self, network: Network, data: ImageData):
+        self.network = network
+        self.pool = torch.cat(data.calibration(max(FEW_IMAGES)))
+        self.images, self.labels = data.normalised("test"), data.test.labels
+
+    @cached_property
+    def original(self) -> float:
+        """Accuracy in percent of the network as it is."""
+        return self.score(self.network.copy())
+
+    def row(self, kind: type[WeightQuantizer], bits: int) -> dict[str, Any]:
+        """Bits that are stored, relative error of the weights, and the accuracies in percent."""
+        model = self.compressed(kind, bits)
+        found = {**weight_figures(model), "raw": self.score(model)}
+        for count in FEW_IMAGES:
+            calibrate(model, self.pool[:count].split(200))
+            found[f"{count} images"] = self.score(model)
+        return found
+
+    def compressed(self, kind: type[WeightQuantizer], bits: int) -> fx.GraphModule:
+        """The network with the weights of every layer but the first and the last quantized."""
+        knob = BitsKnob("weight_bits", self.network, BITS)
+        policy = middle_policy(self.network, bits)
+        return apply(policy, self.network, [WeightQuantization(knob, kind.name)]).eval()
+
+    @torch.no_grad()
+    def score(self, model: fx.GraphModule) -> float:
+        """Accuracy in percent, two digits."""
+        said = torch.cat([model(batch).argmax(1) for batch in self.images.split(250)])
+        return round(100 * float(said.eq(self.labels).float().mean()), 2)
+
+
+@lru_cache(1)
+def bench_of(options: QuantizationResults, network: str) -> Bench:
+    """The bench of a network on CIFAR-10, kept for the rows that follow."""
+    return Bench(traced(options, network), load_data("cifar10", options.data_root))
+
+
+def middle_policy(network: Network, bits: int) -> CompressionPolicy:
+    """The weights of all layers but the first and the last at the same bits; no channel is pruned."""
+    ends = {network.layers[0].name, network.layers[-1].name}
+    decisions = (
+        LayerDecision(layer.name, {} if layer.name in ends else {"weight_bits": bits})
+        for layer in network.layers
+    )
+    return CompressionPolicy(network.fingerprint, tuple(decisions))
+
+
+def weight_figures(model: fx.GraphModule) -> dict[str, float]:
+    """Stored bits for each quantized weight, and the squared error relative to the weights' squares."""
+    pairs = list(quantized_layers(model))
+    elements = sum(weight.numel() for weight, _ in pairs)
+    stored = sum(quantizer.quantize(weight).bytes for weight, quantizer in pairs)
+    error = sum(float((quantizer(weight) - weight).square().sum()) for weight, quantizer in pairs)
+    power = sum(float(weight.square().sum()) for weight, _ in pairs)
+    return {"stored bits": round(8 * stored / elements, 2), "weight error": round(error / power, 4)}
+
+
+def quantized_layers(model: fx.GraphModule) -> Iterator[tuple[Tensor, WeightQuantizer]]:
+    """Weights with their quantizers."""
+    for layer in model.modules():
+        quantizer = getattr(layer, "quantizer", None)
+        if isinstance(quantizer, WeightQuantizer) and isinstance(layer.weight, Tensor):
+            yield layer.weight.detach(), quantizer

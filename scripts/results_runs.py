@@ -102,12 +102,20 @@ def tuned_folder(run: Path, epochs: int) -> Path:
     return run / f"fine_tuned_{epochs}"
 
 
-def tuned_figures(run: Path, epochs: int, views: int = VIEWS) -> Figures:
-    """Fine-tune the best network of a run, or take what an earlier call made; an unfinished one goes on."""
+def tuned_figures(run: Path, epochs: int, views: int = VIEWS, float_epochs: int | None = None) -> Figures:
+    """Fine-tune the best network of a run, or take what an earlier call made; an unfinished one goes on.
+
+    Args:
+        run: the run directory.
+        epochs: of the fine-tuning.
+        views: augmented versions of the training images.
+        float_epochs: that quantize nothing; those of the `recipe` by default.
+    """
     folder = tuned_folder(run, epochs)
     if not (folder / fine_tune.FIGURES_FILE).exists():
         resume = (folder / fine_tune.CHECKPOINT_FILE).is_file()
-        fine_tune.main(replace(recipe(run, folder, epochs, resume), views=views))
+        chosen = replace(recipe(run, folder, epochs, resume), views=views)
+        fine_tune.main(chosen if float_epochs is None else replace(chosen, float_epochs=float_epochs))
     figures = read_json(folder / fine_tune.FIGURES_FILE)
     assert isinstance(figures, dict)
     return figures

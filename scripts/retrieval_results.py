@@ -26,7 +26,7 @@ from amc.tasks import RetrievalTask
 from amc.training import Loss, Recipe
 from scripts.cli import run as run_script
 from scripts.results_training import train_once
-from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary
+from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary, place
 
 SECTION = "retrieval"
 SEEDS = (0, 1, 2)
@@ -39,8 +39,6 @@ COMPARED_AT = 24
 class Setting:
     """How the networks for one data set are trained and searched.
 
-    Chosen before the first figure was seen for CIFAR-10; those of the digits were tried out on them.
-
     Attributes:
         model: the backbone.
         queries: first images of every class of the test split that ask; the others are the database.
@@ -52,6 +50,7 @@ class Setting:
     recipe: Recipe
 
 
+# The recipe of the digits was tried out on them, that of CIFAR-10 chosen before its first figure was seen.
 SETTINGS = {
     "digits": Setting("digitsnet", 10, Recipe(epochs=16, batch_size=64, lr=0.05)),
     "cifar10": Setting("threeconv", 100, Recipe(epochs=20, batch_size=128, lr=0.05)),
@@ -76,11 +75,6 @@ class RetrievalResults:
     """Where networks are trained and scored."""
     threads: int = 1
     """CPU threads."""
-
-    @property
-    def place(self) -> torch.device:
-        """The device."""
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,7 @@ def row(options: RetrievalResults, spec: Spec) -> dict[str, Any]:
     torch.manual_seed(spec.seed)
     model = build_model(
         f"{SETTINGS[spec.data].model}-pqn{spec.bits}", task.data.classes, task.data.shape[0]
-    ).to(options.place)
+    ).to(place(options.device))
     assert isinstance(model, RetrievalNet)
     learner, loss = learning(spec.loss, model, task)
     path = options.runs / f"{spec.name.replace('/', '-')}.safetensors"
@@ -192,7 +186,9 @@ def precisions(
     The database is the rest of the test split, which no training has seen; "common" ones also hold the
     training images, as in the papers' protocols.
     """
-    gathered = {split: collection(task, model.to(options.place), split) for split in ("train", "test")}
+    gathered = {
+        split: collection(task, model.to(place(options.device)), split) for split in ("train", "test")
+    }
     queries, unseen = divided(gathered["test"], SETTINGS[spec.data].queries)
     words = {"": model.codebooks.detach().cpu()} if spec.loss != "float" else {}
     plain = trained_codebooks(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from scripts.results_page import read_figures, save_figures
 from scripts.results_runner import Row, Rows, Runner, SpecLike
 
@@ -41,3 +43,8 @@ class TaskRunner(Runner[Spec]):
 def no_summary(rows: Rows) -> Row:
     """Nothing: see `TaskRunner`."""
     return {}
+
+
+def place(device: str) -> torch.device:
+    """Where networks are trained and scored: `auto` is a GPU where there is one."""
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -11,11 +11,13 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from agents.compress import finish
 from agents.config import AgentConfig, CoolingConfig, SearchConfig
 from agents.cooling_run import CooledRun
+from agents.outcome import Outcome
 from agents.ray_session import check_ray
 from agents.report_settings import quantizers, rounds, scoring, searcher
 from agents.run import Run, load_run, load_source, prepare_device, start_run
 from agents.run_config import RunConfig, SourceConfig, read_config
 from agents.run_folder import run_lock
+from agents.search import POLICIES_FOLDER
 from amc.errors import UserError
 from amc.network import Network
 from amc.policy import CompressionPolicy
@@ -26,6 +28,7 @@ from scripts.progress import (
     DECIMALS,
     MeasuringProgress,
     SearchProgress,
+    level_table,
     miss_sentence,
     outcome_table,
     print_table,
@@ -94,7 +97,7 @@ class TrainAgent:
     @property
     def folder(self) -> Path:
         """The run directory; its name has no sign that a shell or TensorBoard's filter would read."""
-        wanted = [budget.replace("=", "") for budget in self.problem.budgets]
+        wanted = [budget.replace("=", "").replace("..", "-") for budget in self.problem.budgets]
         if self.problem.goal == "cost":
             wanted.append(f"min-{self.problem.minimize}")
         model = self.source.model.replace(":", ".")
@@ -169,6 +172,9 @@ def search(run: Run) -> None:
         compressed = finish(run, (progress,))
     print(f"search ended ({compressed.ending}) after {len(run.log)} evaluations")
     unit = run.problem.target.unit
+    if run.log.cases:
+        show_levels(run, compressed.outcomes)
+        return
     print_table(outcome_table(compressed.outcomes, run.task.score_name, unit))
     best = run.log.best()
     if best is not None and best.policy.removed:
@@ -178,6 +184,14 @@ def search(run: Run) -> None:
     if best is not None and best.latency_source == "unreliable":
         print("The machine was too busy for a reliable latency; measure again with scripts/benchmark.py.")
     print(f"best policy in {run.folder / 'policy.json'}")
+
+
+def show_levels(run: Run, outcomes: list[Outcome]) -> None:
+    """Print what one training gave at every level of its budget, and how to have the levels between."""
+    print_table(level_table(outcomes, run.task.score_name))
+    print(f"best policies in {run.folder / POLICIES_FOLDER}; the actor's at any budget between, unsearched:")
+    ends = " ".join(run.config.problem.budget_levels[len(run.log.cases) // 2])
+    print(f"  python -m scripts.export_policy --run {run.folder} --budget {ends}")
 
 
 def announce(sentence: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.actor import ACTOR_FILE, CONTRACT_FILE, export_actor, load_actor, roll_actor
+from agents.actor import export_actor, load_actor
+from agents.actor_file import ACTOR_FILE, CONTRACT_FILE, roll_actor
 from agents.config import AgentConfig, SearchConfig
 from agents.episode import play
 from agents.run import Run, run_facts

@@ -1,7 +1,5 @@
-"""Kernels from a codebook: clustering, the convolution that rebuilds them, the packed file."""
+"""Kernels from a codebook: clustering, the convolution that rebuilds them, what it stores."""
 
-import json
-import struct
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,13 +15,7 @@ from amc.decomposition.clustered_conv import (
     Codebook,
     cluster_layers,
     clustered,
-    compression_ratio,
     storage_bytes,
-)
-from amc.decomposition.clustered_file import (
-    file_bytes,
-    load_clustered,
-    save_clustered,
 )
 from amc.decomposition.clustered_kernels import (
     POSES,
@@ -32,7 +24,6 @@ from amc.decomposition.clustered_kernels import (
     pose_permutations,
     posed,
 )
-from amc.decomposition.index_packing import pack_indices, unpack_indices
 from amc.decomposition.operator import legal_amounts
 from amc.errors import UserError
 from amc.export import check_export, export_onnx
@@ -258,70 +249,39 @@ def test_layers_share_a_codebook_also_in_a_copy():
 )
 def test_ratios_are_those_of_the_paper(centroids: int, poses: int, ratio: float):
     """For a network so large that the codebook does not count."""
-    assert compression_ratio(10**8, 9, centroids, poses) == pytest.approx(ratio, abs=0.005)
+    stored = storage_bytes(10**8, 9, centroids, poses)
+    assert 4 * 9 * 10**8 / stored == pytest.approx(ratio, abs=0.005)
 
 
-@pytest.mark.parametrize("bits", [1, 5, 8, 11])
-def test_indices_are_packed_without_gaps(bits: int):
-    index = torch.randint(2**bits, (37,), dtype=torch.int32)
-    packed = pack_indices(index, bits)
-    assert len(packed) == -(-37 * bits // 8)
-    assert torch.equal(unpack_indices(packed, bits, 37), index)
+def stored_bytes(layer: ClusteredConv2d) -> int:
+    return sum(part.numel() * part.element_size() for part in layer.packed().values())
 
 
-def header_bytes(path: Path) -> int:
-    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
-    assert json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]["amc"] == "amc-clustered"
-    return 8 + length
-
-
-def test_the_file_is_as_large_as_the_formula_says(tmp_path: Path):
+def test_a_layer_stores_what_the_formula_says():
     model = net()
-    cluster_layers(model, ["3", "6"], 16)
-    path = tmp_path / "model.safetensors"
-    size = save_clustered(model, path)
-    others = 4 * (3 * 12 * 9 + 4 * 12 + 16 + 4 * 16 + 16 + 5 * 16 + 5)
-    assert size == path.stat().st_size
-    assert size - header_bytes(path) == file_bytes(model)
-    assert file_bytes(model) == storage_bytes(12 * 16 + 16 * 16, 9, 16, 8) + others
+    cluster_layers(model, ["3"], 16)
+    layer = model.get_submodule("3")
+    assert isinstance(layer, ClusteredConv2d)
+    assert stored_bytes(layer) == storage_bytes(12 * 16, 9, 16, 8)
     assert storage_bytes(448, 9, 16, 8) == 448 * 7 // 8 + 2 * 448 + 4 * 9 * 16
 
 
-def test_a_loaded_network_gives_the_same_logits_bit_for_bit(tmp_path: Path):
-    model = net()
-    cluster_layers(model, ["3"], 16)
-    cluster_layers(model, ["6"], 32, poses=2)
-    save_clustered(model, tmp_path / "model.safetensors")
-    torch.manual_seed(5)
-    other = nn.Sequential(*(nn.Conv2d(3, 12, 3, padding=1, bias=False), *list(net())[1:])).eval()
-    for p in other.parameters():
-        nn.init.normal_(p)
-    cluster_layers(other, ["3"], 16)
-    cluster_layers(other, ["6"], 32, poses=2)
+def test_an_unpacked_layer_gives_the_same_outputs_bit_for_bit():
+    model, other = net(), net()
+    for each in (model, other):
+        cluster_layers(each, ["6"], 32, poses=2)
+    layer, empty = model.get_submodule("6"), other.get_submodule("6")
+    assert isinstance(layer, ClusteredConv2d) and isinstance(empty, ClusteredConv2d)
+    empty.index.zero_()
+    for parameter in (empty.scale, empty.codebook.centroids):
+        nn.init.ones_(parameter)
     x = torch.randn(4, 3, 12, 12)
     assert not torch.equal(other(x), model(x))
-    load_clustered(other, tmp_path / "model.safetensors")
+    empty.unpack(layer.packed())
     assert torch.equal(other(x), model(x))
-
-
-def test_a_file_that_does_not_fit_is_refused_in_one_sentence(tmp_path: Path):
-    path = tmp_path / "model.safetensors"
-    with pytest.raises(UserError, match="no file"):
-        load_clustered(net(), path)
-    with pytest.raises(UserError, match="nothing to pack"):
-        save_clustered(net(), path)
-    model = net()
-    cluster_layers(model, ["3", "6"], 16)
-    save_clustered(model, path)
-    smaller = net()
-    cluster_layers(smaller, ["3", "6"], 8)
-    with pytest.raises(UserError, match="does not fit"):
-        load_clustered(smaller, path)
-    with pytest.raises(UserError, match="does not fit"):
-        load_clustered(net(), path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="cannot be read"):
-        load_clustered(model, path)
+    with pytest.raises(ValueError, match="beyond its codebook"):
+        layer.codebook.centroids.data = layer.codebook.centroids.data[:3]
+        layer.unpack(empty.packed())
 
 
 @pytest.mark.parametrize(
@@ -342,7 +302,8 @@ def test_the_operator_costs_what_its_layer_stores():
     for amount in (8, 512):  # more centroids than kernels: as many as kernels
         fitted = operator.fit(conv, amount)
         cost = operator.cost(layer, amount, 12, 16)
-        assert cost.size == file_bytes(nn.Sequential(fitted))
+        assert isinstance(fitted, ClusteredConv2d) and fitted.bias is not None
+        assert cost.size == stored_bytes(fitted) + 4 * len(fitted.bias)
         assert cost.params == sum(p.numel() for p in fitted.parameters())
         assert cost.macs == layer.macs
     assert operator.lowers == {"size"}
@@ -369,10 +330,10 @@ def test_the_tflite_file_holds_whole_kernels(tmp_path: Path):
     assert figures.relative_error < 1e-4
 
 
-def test_a_scale_too_large_for_half_precision_is_refused(tmp_path: Path):
+def test_a_scale_too_large_for_half_precision_is_refused():
     conv = nn.Conv2d(2, 2, 3)
     book = Codebook(torch.ones(1, 3, 3), 1)
     layer = clustered(conv, book, torch.zeros(2, 2), torch.full((2, 2), 1e6))
     assert isinstance(layer, ClusteredConv2d)
     with pytest.raises(UserError, match="16 bits"):
-        save_clustered(nn.Sequential(layer), tmp_path / "model.safetensors")
+        layer.packed()

@@ -42,7 +42,9 @@ def test_the_log_holds_what_tensorboard_draws(capsys):
     assert capsys.readouterr().out.startswith("1 0.00 ")
 
 
-@pytest.mark.parametrize("page", ["tutorial.md", "environment.md", "measuring.md", "tensorboard.md"])
+@pytest.mark.parametrize(
+    "page", ["tutorial.md", "environment.md", "measuring.md", "tensorboard.md", "transfer.md"]
+)
 def test_a_page_mentions_only_modules_that_exist(page):
     root = DOCS.parent
     for name in re.findall(r"\b(?:python -m )(scripts\.\w+)", (DOCS / page).read_text()):

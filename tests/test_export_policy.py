@@ -44,7 +44,7 @@ def test_an_export_holds_everything_and_agrees_with_torch(run_folder: Path, tmp_
     out = tmp_path / "out"
     assert export("--run", run_folder, "--out", out) == 0
     names = {path.name for path in out.iterdir()}
-    onnx_files = {"original.onnx", "model.onnx", "model_int8.onnx", "actor.onnx"}
+    onnx_files = {"original.onnx", "model.onnx", "model_int8.onnx", "actor.onnx", "critic.onnx"}
     assert names == onnx_files | {"model.safetensors", "policy.json", "export.json", "actor.json"}
 
     best = CompressionPolicy.load(run_folder / "policy.json")

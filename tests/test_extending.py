@@ -9,15 +9,19 @@ import torch
 from torch import nn
 
 from amc.compress import apply
+from amc.costs.latency.features import LAYER_FEATURES, LatencyFeatures
 from amc.costs.symbolic import symbolic_costs
 from amc.decomposition.operator import Operator
 from amc.decomposition.registry import get_operator
+from amc.decomposition.shapes import shaped
 from amc.errors import UserError
 from amc.export import check_export, export_onnx
 from amc.network import Network, trace
 from amc.package import Architecture, Package, load_package, save_package
 from amc.package_form import packed_form
 from amc.policy import CompressionPolicy, LayerDecision
+from envs.operators import make_operator_knobs
+from envs.problem_config import ProblemConfig
 from tests.test_operators import compressors, executed_macs, random_policies, space_of, walk_under
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -95,6 +99,21 @@ def test_packages_and_exported_files_need_no_more_code(operator: Operator, netwo
     exported = export_onnx(model, x, tmp_path / "model.onnx")
     assert exported.exporter == "amc"
     assert all(f.relative_error < 1e-4 for f in check_export(exported.path, model, x).values())
+
+
+def test_the_latency_predictor_knows_its_parts(operator: Operator, network: Network):
+    knobs, _ = make_operator_knobs(ProblemConfig(budget=("latency=0.5",), operators=(NAME,)), network)
+    assert knobs and knobs[0].names == (NAME,)
+    space = space_of(network, (NAME,))
+    features, table = LatencyFeatures(space, (1, 1)), space.table(cropped(network, {"0": 3, "3": 1}))
+    fewer = (features.of(space.original()) - features.of(table)).reshape(-1)
+    conv = network.module.get_submodule("0")
+    assert isinstance(conv, nn.Conv2d) and str(shaped(operator, conv, 3)) == str(operator.fit(conv, 3))
+    costs = symbolic_costs(space)["macs"]
+    saved = costs.of(space.original()) - costs.of(table)
+    whole = features.size - features._border_size
+    by_kind = fewer[:whole][~features.specific[:whole]].reshape(-1, LAYER_FEATURES)
+    assert by_kind[:, 0].sum() == saved
 
 
 def test_what_is_no_operator_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

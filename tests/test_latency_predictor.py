@@ -277,7 +277,7 @@ def test_a_search_is_bound_by_its_own_measurements():
     predictor, random = fitted(count=60), np.random.default_rng(0)
     excess = random.normal(-0.05, 0.01, 1000)
     predictor.errors = np.array([0.5, -0.4] * 30)  # random policies scatter widely
-    predictor._own = tuple(1 / (1 + excess[:4]) - 1)
+    predictor._own = tuple(1 / (1 + excess[:2]) - 1)
     assert predictor.bound(0.5) > 0.5
     predictor._own = tuple(1 / (1 + excess[:8]) - 1)
     assert 0.47 < predictor.bound(0.5) < 0.5

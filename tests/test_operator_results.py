@@ -1,13 +1,18 @@
 """The plan and the page of the operator results."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from amc.costs.symbolic import symbolic_costs
 from amc.errors import UserError
+from amc.network import Network
+from amc.policy_check import check_policy
 from scripts.operator_page import drawing_png, page
-from scripts.operator_results import main
-from scripts.operator_rows import FIXED, JOINT, OperatorResults, Spec, configuration, plan
+from scripts.operator_results import grouped_by_depth, main
+from scripts.operator_rows import BY_DEPTH, FIXED, JOINT, OperatorResults, Spec, configuration, plan
+from tests.test_operators import space_of
 
 LAYERS = [
     {"layer": "conv1", "operator": "original", "amount": None, "keep": 0.5, "weight_bits": 6},
@@ -41,6 +46,23 @@ def test_arms_differ_in_what_they_may_do():
     }
     fixed = configuration(options, Spec(FIXED, "resnet56", "0.25", "channel-svd"))
     assert fixed.problem.budget == ("macs=0.25",) and fixed.agent.algorithm == "uniform"
+
+
+def test_group_counts_grow_with_depth_at_equal_macs(traced: Callable[[str], Network]):
+    network = traced("resnet20")
+    policy = grouped_by_depth(network, 0.4)
+    check_policy(policy, network)
+    space = space_of(network, ("filter-groups",))
+    assert 0.35 * network.macs < symbolic_costs(space)["macs"].of(space.table(policy)) <= 0.4 * network.macs
+    groups = [
+        network.layer(each.point).in_channels / each.values["amount"]
+        for each in policy.decisions[1:]  # the first reads three channels, which do not divide as others do
+        if each.replaced
+    ]
+    assert groups[0] < groups[-1] and groups == sorted(groups)
+    about = Spec(FIXED, "resnet56", "0.5", BY_DEPTH)
+    assert about in plan()
+    assert configuration(OperatorResults(), about).problem.operators == ("filter-groups",)
 
 
 def test_the_page_shows_means_over_seeds_and_what_is_out_of_reach():

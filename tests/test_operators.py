@@ -13,6 +13,7 @@ from amc.costs.budget import Budget, check_reachable
 from amc.costs.symbolic import SymbolicCost, symbolic_costs
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
+from amc.decomposition.kept_fits import KeptFits
 from amc.decomposition.knobs import AmountKnob, OperatorKnob
 from amc.decomposition.registry import OPERATORS, get_operator
 from amc.decomposition.replacement import OperatorReplacement
@@ -399,9 +400,9 @@ def test_bad_operators_are_refused_at_once(settings: dict, message: str):
         ProblemConfig(**settings)
 
 
-def test_operators_under_latency_are_refused(network: Network):
-    config = ProblemConfig(budget=("latency=0.5",), operators=("filter-groups",))
-    with pytest.raises(UserError, match="cannot be chosen under latency"):
+def test_operators_beside_single_weights_are_refused(network: Network):
+    config = ProblemConfig(budget=("nonzeros=0.5",), operators=("filter-groups",))
+    with pytest.raises(UserError, match="cannot be chosen under nonzeros"):
         make_operator_knobs(config, network)
 
 
@@ -415,6 +416,33 @@ def test_operators_under_latency_are_refused(network: Network):
 def test_policies_that_cannot_be_are_refused(network: Network, operators: dict, message: str):
     with pytest.raises(UserError, match=message):
         apply(policy_with(network, operators), network, compressors(network))
+
+
+def test_an_amount_that_the_search_does_not_know_is_refused():
+    """Ranks come by the hundred, of which a search knows a few; between them is no other cost."""
+    conv = nn.Conv2d(24, 24, 3, padding=1)
+    network = trace(nn.Sequential(conv, nn.Flatten(), nn.Linear(24 * 16, 3)).eval(), torch.zeros(1, 24, 4, 4))
+    space = space_of(network, ("channel-svd",))
+    known, legal = space.choice.amounts["0"][1], get_operator("channel-svd").amounts(conv)
+    foreign = next(amount for amount in legal if amount not in known)
+    for amount in known:
+        space.table(policy_with(network, {"0": ("channel-svd", amount)}))
+    with pytest.raises(UserError, match=f"by channel-svd with amount {foreign}, which this search does not"):
+        space.table(policy_with(network, {"0": ("channel-svd", foreign)}))
+
+
+@pytest.mark.parametrize("limit", [10**9, 3600, 0])
+def test_kept_fits_stay_within_their_bytes(limit: int):
+    kept, made = KeptFits(limit), list[int]()
+
+    def fit(width: int) -> nn.Module:
+        made.append(width)
+        return nn.Linear(width, 100, bias=False)  # 400 bytes for each of the width
+
+    for width in (3, 4, 3, 5, 3, 4):
+        assert kept.of(width, lambda w=width: fit(w)).in_features == width
+        assert kept.size <= limit and kept.size == sum(400 * w for w in {3, 4, 5} if w in kept)
+    assert made == {10**9: [3, 4, 5], 3600: [3, 4, 5, 4], 0: [3, 4, 3, 5, 3, 4]}[limit]
 
 
 def test_bits_for_weights_that_are_not_there_are_refused(network: Network):

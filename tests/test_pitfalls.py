@@ -17,9 +17,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from agents.buffer import softened
 from agents.checkpoint import load_checkpoint
 from agents.config import AgentConfig
+from agents.credit import softened
 from agents.ddpg import CompressionDDPG, CompressionSAC, CompressionTD3
 from agents.exploration import Exploration
 from agents.log import EvaluationLog

@@ -1,12 +1,14 @@
 """The runner and the page of the quantization results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from amc.compress import WeightQuantization, apply
+from amc.data.digits import digits
 from amc.knobs import BITS, BitsKnob, WidthKnob
 from amc.models import build_model, save_weights
 from amc.package_form import packed_form
@@ -16,8 +18,8 @@ from amc.space import Space
 from scripts import quantization_page as page
 from scripts import quantization_results as results
 from scripts import quantization_rows as rows
+from scripts import quantization_untrained as untrained
 from scripts.cli import exit_code
-from scripts.quantization_untrained import laplace
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_the_tables_hold_one_object_a_row(tmp_path: Path):
 
 
 def test_the_anchor_of_value_aware_quantization():
-    found = laplace()
+    found = untrained.laplace()
     assert found["max-abs"] < 4 < found["clipped"] < 11.5 < found["value-aware"] < 12.5
 
 
@@ -137,3 +139,27 @@ def test_a_common_size_is_that_of_a_package(traced):
     model = apply(space.policy(table), network, [WeightQuantization(knobs[1])])
     tensors = flat_tensors(packed_form(model, network)).values()
     assert rows.common_cost(spec, network) == sum(t.numel() * t.element_size() for t in tensors)
+
+
+def test_a_bench_compares_quantizers_before_and_after_renormalization(traced, monkeypatch):
+    monkeypatch.setattr(untrained, "FEW_IMAGES", (5, 9))
+    data = digits(8)
+    bench = untrained.Bench(traced("digitsnet"), replace(data, test=data.test.take(torch.arange(20))))
+    found = {
+        (name, bits): bench.row(WEIGHT_QUANTIZERS[name], bits)
+        for name in ("lq", "max-abs")
+        for bits in (3, 2)
+    }
+    errors = {key: row["weight error"] for key, row in found.items()}
+    assert errors["lq", 3] < errors["max-abs", 3] < errors["max-abs", 2]
+    assert errors["lq", 3] < errors["lq", 2] < errors["max-abs", 2]
+    assert 3 < found["lq", 3]["stored bits"] < 4
+    assert all(
+        0 <= row[column] <= 100 for row in found.values() for column in ("raw", "5 images", "9 images")
+    )
+
+
+def test_the_ends_stay_in_floats(traced):
+    network = traced("resnet20")
+    quantized = list(untrained.middle_policy(network, 2).values("weight_bits"))
+    assert quantized == [layer.name for layer in network.layers][1:-1]

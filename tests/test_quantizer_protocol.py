@@ -142,9 +142,11 @@ def test_zero_weights_stay_zero(name):
     assert WEIGHT_QUANTIZERS[name].fitted(w, 3)(w).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", [*range(1, 9), 11])
 def test_packed_codes_come_back(bits):
-    codes = torch.randint(0, 2**bits, (7, 11), generator=generator()).to(torch.uint8)
+    codes = torch.randint(0, 2**bits, (7, 11), generator=generator()).to(
+        torch.uint8 if bits <= 8 else torch.int32
+    )
     packed = pack(codes, bits)
     assert len(packed) == -(-77 * bits // 8)
     assert torch.equal(unpack(packed, bits, 77).reshape(7, 11), codes)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.buffer import EpisodeRewardBuffer, softened
+from agents.buffer import EpisodeRewardBuffer
 from agents.config import AgentConfig
+from agents.credit import softened
 from agents.gaussian_process import GaussianProcess
 from agents.off_policy import OffPolicySearcher
 from agents.screening import ELITE_SHARE, TRIES, draw_candidates, most_promising
@@ -82,11 +83,11 @@ def test_candidates_lie_around_the_actor_and_around_the_best_episodes():
 
 def test_the_most_promising_come_first(drawn: np.ndarray):
     candidates = np.stack([np.full((4, 1), centre) for centre in (-0.9, 0.3, 0.9)])
-    told = drawn.reshape(40, 4, 1)
-    ordered = list(most_promising(candidates, told, bowl(drawn), []))
+    process = GaussianProcess(drawn, bowl(drawn))
+    ordered = list(most_promising(candidates, process))
     assert ordered[0][0, 0] == 0.3 and len(ordered) == 3
     many = np.repeat(candidates, 10, axis=0)
-    assert len(list(most_promising(many, told, bowl(drawn), []))) == TRIES
+    assert len(list(most_promising(many, process))) == TRIES
 
 
 def test_softened_rewards_keep_their_order_and_lose_their_tail():
@@ -118,9 +119,9 @@ def test_the_buffer_gives_its_episodes_back():
     policies = searcher.ask(4)
     searcher.tell([], [0.0, 1.0, 2.0, 3.0])
     buffer: EpisodeRewardBuffer = searcher.model.buffer
-    actions, values = buffer.episodes(6)
+    actions, values = buffer.episodes()
     assert values.tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert actions[:, :, 0] == pytest.approx(np.stack([toy_actions(policy) for policy in policies]))
+    assert np.stack(actions)[:, :, 0] == pytest.approx(np.stack([toy_actions(policy) for policy in policies]))
 
 
 def test_screened_proposals_find_more_than_unscreened_ones(tmp_path: Path):

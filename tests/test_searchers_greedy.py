@@ -71,7 +71,7 @@ def test_it_beats_the_uniform_policy_within_the_budget(traced, budgets, activati
             lost = 0.02 * (rounding.s * (1 - table[:, column] / largest[:, column])).sum()
             return Evaluation(policy, found.score - lost, found.costs, 0.0)
 
-    done = advance(new(walk, "greedy"), evaluate, [1] * 200)
+    done = advance(new(walk, "greedy", evaluations=200), evaluate, [1] * 200)
     assert done[0].policy == walk.reference_policy()
     assert not feasible(walk, done[1]) and done[1].policy == walk.space.policy(walk.space.largest)
     descents = done[-len(POWERS) :]
@@ -112,18 +112,20 @@ def test_widths_are_probed_at_half(traced):
     assert probe.min() == pytest.approx(0.5, abs=0.06)
 
 
-def test_descents_leave_no_room_for_another_step(traced):
-    """Widths lose the same at every step, so that an order by losses alone could skip one."""
+def test_descents_leave_no_room_for_a_single_channel(traced):
+    """Rungs lie several channels apart, and the rest of a budget is spent between them."""
     walk = width_walk(traced("resnet20"), "macs=0.5")
     searcher, (budget,) = new(walk, "greedy"), walk.budgets
     done = advance(searcher, Sensitivities(walk), [1] * 60)
     for descent in done[-len(POWERS) :]:
         table = walk.space.table(descent.policy)
+        assert budget.cost.of(table) > 0.99 * budget.limit
         for entry in searcher._entries:
-            rung = entry.values.index(int(table[entry.row, entry.column])) + 1
-            if rung < len(entry.values):
+            legal = walk.space.legal(entry.row, entry.column)
+            step = legal.index(int(table[entry.row, entry.column])) + 1
+            if step < len(legal):
                 raised, tied = table.copy(), walk.space.decider[:, entry.column] == entry.row
-                raised[tied, entry.column] = entry.values[rung]
+                raised[tied, entry.column] = legal[step]
                 assert budget.cost.of(raised) > budget.limit
 
 
@@ -134,6 +136,14 @@ def test_entries_by_hand():
     width = entry_of(0, 0, "width", tuple(range(7, 65)))
     assert len(width.values) == RUNGS and width.values[0] == 7 and width.values[-1] == 64
     assert abs(width.values[width.probe] - 32) <= 3 and width.growth[width.probe] == 1
+
+
+def test_too_few_evaluations_are_said_at_once(traced):
+    walk = bits_walk(traced("digitsnet"), "size=0.1")
+    probes = 2 + walk.length
+    with pytest.raises(UserError, match=f"measures {probes} policies.*{probes + 1} at least, not {probes}"):
+        new(walk, "greedy", evaluations=probes)
+    assert len(new(walk, "greedy", evaluations=probes + 1).ask(1)) == 1
 
 
 def test_it_needs_a_budget(traced):

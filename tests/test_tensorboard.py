@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.figures import best_so_far_figure, figure_image, policy_figure
+from agents.figures import best_so_far_figure, figure_image, operator_color, policy_figure
 from agents.log import EvaluationLog
 from agents.search import search
 from agents.searcher import make_searcher
@@ -134,3 +135,19 @@ def test_best_so_far_curve_never_falls():
     figure = best_so_far_figure({"ddpg": [0.0, 2.0, 1.0], "random": [0.0, -1.0, 0.5]})
     curves = [line.get_ydata().tolist() for line in figure.axes[0].lines]
     assert curves == [[0.0, 2.0, 2.0], [0.0, 0.0, 0.5]]
+
+
+def test_layers_that_are_replaced_show_what_by_and_how_far():
+    decisions = (
+        LayerDecision("stem", {"width": 8, "amount": 4}, "filter-groups"),
+        LayerDecision("block", {"width": 8}),
+        LayerDecision("head", {"amount": 3}, "my_operators:KernelCrop"),
+    )
+    axes = policy_figure(CompressionPolicy("net", decisions), {"stem": 16, "block": 16}).axes[0]
+    fields = axes.patches[3:]
+    assert [field.get_facecolor() for field in fields] == [
+        to_rgba(operator_color(name)) for name in ("filter-groups", "my_operators:KernelCrop")
+    ]
+    assert [text.get_text() for text in axes.texts] == ["4", "3"]
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == ["not quantized", "filter-groups", "my_operators:KernelCrop"]

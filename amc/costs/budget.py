@@ -1,5 +1,6 @@
 """Budgets: a cost and what it must not exceed."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from amc.space import Partial, Space
 
 TIME_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 """To milliseconds."""
+
+FRACTIONS_END = {"latency": math.inf, "code": 1.0}
+"""The largest number that can be meant as a fraction; of other costs 1000, so that typing errors show."""
 
 UNITS = {
     "": 1.0,
@@ -68,7 +72,8 @@ def parse_budget(text: str, costs: Mapping[str, Cost], original: Mapping[str, fl
         value = float(number) * units[unit]
     except (KeyError, ValueError) as error:
         raise UserError(f"{number}{unit} in {text!r} is not a number with a known unit.") from error
-    absolute = bool(unit) or (value > 1000 and name != "latency")
+    most = FRACTIONS_END.get(name, 1000.0)
+    absolute = bool(unit) or value > most
     if not absolute and not 0 < value <= 1:
         raise UserError(f"{text!r}: a fraction of the original's {name} lies above 0 and at most 1.")
     if absolute and value <= 0:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,11 +13,33 @@ from amc.network import Layer
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import Partial, Space
 
-Price = Callable[[OperatorCost, Layer, int, int, int], float]
-"""From what an operator costs, its layer, the outputs that are left and both bits to what a budget counts."""
 REMEMBERED = 1 << 16
 ANY = -1
 """An operator or amount that is not decided yet."""
+
+
+class Replacement(NamedTuple):
+    """One way to replace a layer.
+
+    Attributes:
+        layer: what is replaced.
+        option: entries of a table for the operator and its amount.
+        inputs, outputs: channels that are left.
+        cost: of what replaces it.
+        weight_bits, input_bits: of what replaces it, 32 for not quantized.
+    """
+
+    layer: Layer
+    option: tuple[int, int]
+    inputs: int
+    outputs: int
+    cost: OperatorCost
+    weight_bits: int
+    input_bits: int
+
+
+Price = Callable[[Replacement], float]
+"""What a budget counts of a layer that is replaced."""
 
 
 class ReplacedLayers:
@@ -60,13 +83,18 @@ class ReplacedLayers:
         self._layers.append((plain, layer.name, options))
         return len(self._layers) - 1
 
+    def forget(self) -> None:
+        """Hear that prices have changed."""
+        self._prices.cache_clear()
+        self._best.cache_clear()
+
     def _priced(self, shape: int, inputs: int, outputs: int, bits: tuple[int, int]) -> np.ndarray:
         plain, name, options = self._layers[shape]
         layer, found = replace(plain, name=name), []
-        for value, level in options:
-            cost = self.choice.cost(layer, value, level, inputs, outputs)
-            weight_bits = bits[0] if self.choice.quantizes(value) else NOT_QUANTIZED
-            found.append(self.price(cost, layer, outputs, weight_bits, bits[1]))
+        for option in options:
+            cost = self.choice.cost(layer, *option, inputs, outputs)
+            weight_bits = bits[0] if self.choice.quantizes(option[0]) else NOT_QUANTIZED
+            found.append(self.price(Replacement(layer, option, inputs, outputs, cost, weight_bits, bits[1])))
         return np.array(found)
 
     def prices(self, row: int, inputs: int, outputs: int, table: np.ndarray) -> np.ndarray:

@@ -9,24 +9,23 @@ from typing import Protocol
 
 import numpy as np
 
-from amc.costs.replaced import ReplacedLayers
-from amc.decomposition.operator import OperatorCost
+from amc.costs.replaced import ReplacedLayers, Replacement
 from amc.errors import UserError
 from amc.graph import ChannelPad, FixedStage
 from amc.groups import COMPRESSIBLE, NORMS
-from amc.network import Layer, Network
+from amc.network import Network
 from amc.own_tensors import own_tensors
-from amc.quantization.protocol import Quantizer
+from amc.quantization.protocol import FLOAT_BYTES, Quantizer
 from amc.quantization.registry import QuantizerNames, activation_quantizer, weight_quantizer
 from amc.quantization.uniform import NOT_QUANTIZED
+from amc.retrieval.code_knob import CodeKnob
 from amc.space import Partial, Space
 
-FLOAT_BYTES = 4
 KNOBS_OF = {
-    "macs": ("block", "operator", "amount", "width"),
-    "params": ("block", "operator", "amount", "width"),
-    "size": ("block", "operator", "amount", "width", "weight_bits"),
-    "bops": ("block", "operator", "amount", "width", "weight_bits", "activation_bits"),
+    "macs": ("block", "operator", "amount", "code", "width"),
+    "params": ("block", "operator", "amount", "code", "width"),
+    "size": ("block", "operator", "amount", "code", "width", "weight_bits"),
+    "bops": ("block", "operator", "amount", "code", "width", "weight_bits", "activation_bits"),
     "nonzeros": ("block", "density"),
 }
 """The knobs that a cost brings to life; widths count in all where another cost has made them alive."""
@@ -83,6 +82,7 @@ class Geometry:
         self._layer_block = np.array([block_of.get(layer.name, -1) for layer in network.layers])
         self._norm_block = np.array([block_of.get(name, -1) for name in norm_sizes], dtype=int)
         self._other = _other_tensors(network, block_of)
+        self._code = _code_of(space)
         for group in network.groups:
             column = space.row(group.name)
             for member in group.members:
@@ -99,7 +99,7 @@ class Geometry:
 
     def widths(self, table: np.ndarray) -> np.ndarray:
         """Output channels of every layer, 0 for those that are left out; float64 [points]."""
-        widths = table[:, self.space.column("width")].astype(float)
+        widths = self._outputs(table)
         present = self._present(table)
         return widths if present is None else widths * present[self._layer_block]
 
@@ -114,7 +114,7 @@ class Geometry:
 
     def norm_channels(self, table: np.ndarray) -> tuple[float, float]:
         """Channels of all batch norms with parameters, and of those that are not folded into a layer."""
-        channels = self._norms_constant + self._norms @ table[:, self.space.column("width")]
+        channels = self._norms_constant + self._norms @ self._outputs(table)
         present = self._present(table)
         channels = channels if present is None else channels * present[self._norm_block]
         return float(channels @ self._affine), float(channels @ self._standing)
@@ -124,6 +124,14 @@ class Geometry:
         present = self._present(table)
         elements, size = self._other.sum(axis=0) if present is None else present @ self._other
         return float(elements), float(size)
+
+    def _outputs(self, table: np.ndarray) -> np.ndarray:
+        """Output channels as if every block were kept; the layers that make a code have those of its bits."""
+        outputs = table[:, self.space.column("width")].astype(float)
+        if self._code is not None:
+            entry, rows, a_bit = self._code
+            outputs[rows] = a_bit * table[entry]
+        return outputs
 
     def _present(self, table: np.ndarray) -> np.ndarray | None:
         """1 for each residual block that is kept, 0 for one that is not, and a last 1; None if all are."""
@@ -136,6 +144,16 @@ def _block_of_module(network: Network) -> dict[str, int]:
     number = {name: index for index, block in enumerate(network.blocks) for name in block.nodes}
     nodes = network.module.graph.nodes
     return {str(n.target): number[n.name] for n in nodes if n.op == "call_module" and n.name in number}
+
+
+def _code_of(space: Space) -> tuple[tuple[int, int], np.ndarray, np.ndarray] | None:
+    """Where tables have the bits of a code, the rows of the layers that make it, and their outputs a bit."""
+    for column, knob in enumerate(space.knobs):
+        if isinstance(knob, CodeKnob):
+            a_bit = knob.outputs([layer.name for layer in space.network.layers])
+            rows = np.array([space.row(name) for name in a_bit])
+            return (space.row(knob.codebooks.layer), column), rows, np.array([*a_bit.values()], dtype=float)
+    return None
 
 
 def _inputs(network: Network, row: int) -> int:
@@ -227,8 +245,8 @@ class SymbolicCost:
     def _macs_rest(self, table: np.ndarray) -> float:
         return self.space.network.fixed_macs
 
-    def _macs_price(self, cost: OperatorCost, layer: Layer, outputs: int, *bits: int) -> float:
-        return cost.macs
+    def _macs_price(self, new: Replacement) -> float:
+        return new.cost.macs
 
     def _params(self, table: np.ndarray) -> np.ndarray:
         return self.geometry.weights(table)
@@ -239,8 +257,8 @@ class SymbolicCost:
         norms = 2 * geometry.norm_channels(table)[0]
         return float(biases + norms + geometry.other(table)[0])
 
-    def _params_price(self, cost: OperatorCost, layer: Layer, outputs: int, *bits: int) -> float:
-        return cost.params - outputs * layer.has_bias
+    def _params_price(self, new: Replacement) -> float:
+        return new.cost.params - new.outputs * new.layer.has_bias
 
     def _size(self, table: np.ndarray) -> np.ndarray:
         """Bytes of the weights in a package (`amc.package`), as their quantizer stores them."""
@@ -255,17 +273,16 @@ class SymbolicCost:
         floats = geometry.widths(table) @ geometry.folded + 2 * geometry.norm_channels(table)[1]
         return float(FLOAT_BYTES * floats + geometry.other(table)[1])
 
-    def _size_price(
-        self, cost: OperatorCost, layer: Layer, outputs: int, weight_bits: int, input_bits: int
-    ) -> float:
+    def _size_price(self, new: Replacement) -> float:
         """The norm behind the layer is that of the last part."""
-        if not cost.parts:
-            factors = layer.norm is not None  # of the norm, which codebooks cannot take in
-            return cost.size + FLOAT_BYTES * outputs * (factors - layer.has_bias)
-        weights = np.array([float(part.weights) for part in cost.parts])
-        channels = np.array([float(part.channels) for part in cost.parts])
-        normed = np.array([False] * (len(cost.parts) - 1) + [layer.norm is not None])
-        bits = np.full(len(cost.parts), weight_bits)
+        parts, normed_layer = new.cost.parts, new.layer.norm is not None
+        if not parts:
+            # The norm's factors stay beside codebooks, which cannot take them in.
+            return new.cost.size + FLOAT_BYTES * new.outputs * (normed_layer - new.layer.has_bias)
+        weights = np.array([float(part.weights) for part in parts])
+        channels = np.array([float(part.channels) for part in parts])
+        normed = np.array([False] * (len(parts) - 1) + [normed_layer])
+        bits = np.full(len(parts), new.weight_bits)
         return float(self._weights.charged_bytes(weights, channels, bits, normed).sum())
 
     def _bops(self, table: np.ndarray) -> np.ndarray:
@@ -277,10 +294,9 @@ class SymbolicCost:
     def _bops_rest(self, table: np.ndarray) -> float:
         return self.space.network.fixed_macs * NOT_QUANTIZED**2
 
-    def _bops_price(
-        self, cost: OperatorCost, layer: Layer, outputs: int, weight_bits: int, input_bits: int
-    ) -> float:
-        return float(cost.macs * self._weight_operand[weight_bits] * self._input_operand[input_bits])
+    def _bops_price(self, new: Replacement) -> float:
+        bits = self._weight_operand[new.weight_bits] * self._input_operand[new.input_bits]
+        return float(new.cost.macs * bits)
 
     def _nonzeros(self, table: np.ndarray) -> np.ndarray:
         """Weights of layers that are not zero, as `amc.pruning.fine_grained.kept_weights` counts them."""

@@ -7,17 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from amc.decomposition.clustered_kernels import cluster_kernels, pose_permutations, posed
-from amc.decomposition.index_packing import pack_indices, unpack_indices
-from amc.decomposition.operator import (
-    FLOAT_BYTES,
-    Operator,
-    OperatorCost,
-    SelfPacking,
-    convolution_obstacle,
-)
+from amc.decomposition.operator import Operator, OperatorCost, SelfPacking, convolution_obstacle
 from amc.decomposition.responses import Responses
 from amc.errors import UserError
 from amc.network import Layer
+from amc.quantization.bit_packing import pack, unpack
+from amc.quantization.protocol import FLOAT_BYTES
 
 SCALE_BYTES = 2
 """Of an fp16 scale."""
@@ -83,14 +78,14 @@ class ClusteredConv2d(nn.Conv2d, SelfPacking):
         scale = self.scale.detach().reshape(-1).half()
         if not bool(scale.isfinite().all()):
             raise UserError("A scale of the clustered kernels does not fit into 16 bits.")
-        codes = pack_indices(self.index.reshape(-1), self.codebook.index_bits)
+        codes = pack(self.index, self.codebook.index_bits)
         centroids = self.codebook.centroids.detach().reshape(-1)
         return {"codes": codes, "float16": scale, "float32": centroids}
 
     def unpack(self, parts: Mapping[str, Tensor]) -> None:
         """Fill a layer of the same shape; raises ValueError for an index beyond the codebook."""
         book, shape = self.codebook, self.index.shape
-        index = unpack_indices(parts["codes"], book.index_bits, self.index.numel())
+        index = unpack(parts["codes"], book.index_bits, self.index.numel())
         if int(index.max()) >= book.poses * len(book.centroids):
             raise ValueError("an index lies beyond its codebook")
         self.index.copy_(index.reshape(shape))
@@ -162,11 +157,6 @@ def storage_bytes(kernels: int, taps: int, centroids: int, poses: int) -> int:
     """
     indices = math.ceil(kernels * index_bits(centroids, poses) / 8)
     return indices + SCALE_BYTES * kernels + FLOAT_BYTES * taps * centroids
-
-
-def compression_ratio(kernels: int, taps: int, centroids: int, poses: int) -> float:
-    """32-bit kernels over clustered ones: N 32 k^2 / (N (log2 K + log2 T + 16) + K 32 k^2)."""
-    return FLOAT_BYTES * taps * kernels / storage_bytes(kernels, taps, centroids, poses)
 
 
 class ClusteredKernels(Operator):

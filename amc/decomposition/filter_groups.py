@@ -45,11 +45,11 @@ class FilterGroups(Decomposition):
 
     def parts(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[Part, Part]:
         """Every channel between has amount x k^2 weights in front of it and n behind it."""
-        between = -(-inputs // amount) * min(amount, outputs)
-        first, second = between * amount * layer.kernel, between * outputs
+        groups = -(-inputs // amount)
+        between = groups * min(amount, outputs)
         return (
-            Part(first * layer.out_size, first, between),
-            Part(second * layer.out_size, second, outputs),
+            Part(groups * amount, between, layer.kernel, layer.out_size, groups),
+            Part(between, outputs, 1, layer.out_size),
         )
 
     def chain(self, conv: nn.Conv2d, factors: Factors, amount: int) -> Chain:

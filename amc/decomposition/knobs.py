@@ -6,6 +6,7 @@ import numpy as np
 
 from amc.decomposition.operator import AMOUNT, OperatorCost, legal_amounts
 from amc.decomposition.registry import get_operator
+from amc.errors import UserError
 from amc.network import Layer, Network
 from amc.space import DecisionPoint, Partial
 
@@ -74,14 +75,19 @@ class OperatorKnob:
         return self.names[value - 1], self.amounts[point][value][level]
 
     def entries(self, point: str, operator: str, amount: int) -> tuple[int, int]:
-        """The table's entries for an operator and its amount, or the nearest one that the search knows.
+        """The table's entries for an operator, one of `names`, and its amount.
 
         Raises:
-            KeyError: the operator takes no part here.
+            UserError: the search does not know the amount; its costs could not be told.
         """
-        value = dict(zip(self.names, range(1, len(self.names) + 1), strict=True))[operator]
-        known = self.amounts[point][value]
-        return value, min(range(len(known)), key=lambda level: abs(known[level] - amount))
+        value = self.names.index(operator) + 1
+        known = self.amounts[point].get(value, ())
+        if amount not in known:
+            raise UserError(
+                f"The policy replaces {point} by {operator} with amount {amount}, which this search does not "
+                f"choose from: {', '.join(map(str, known)) or 'there is none'}."
+            )
+        return value, known.index(amount)
 
     def cost(self, layer: Layer, value: int, level: int, inputs: int, outputs: int) -> OperatorCost:
         """What a layer costs with `inputs` and `outputs` channels left."""

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from amc.decomposition.chain import Chain
-from amc.decomposition.operator import FLOAT_BYTES, Operator, OperatorCost, Part, convolution_obstacle
+from amc.decomposition.operator import Operator, OperatorCost, Part, convolution_obstacle
 from amc.decomposition.responses import Responses
 from amc.network import Layer
+from amc.quantization.protocol import FLOAT_BYTES
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,7 @@ class ChannelSVD(Decomposition):
     def parts(self, layer: Layer, amount: int, inputs: int, outputs: int) -> tuple[Part, Part]:
         """Rank x (c k^2 + n) weights, each used once a pixel."""
         rank = min(amount, outputs, inputs * layer.kernel)
-        first, second = rank * inputs * layer.kernel, rank * outputs
-        return Part(first * layer.out_size, first, rank), Part(second * layer.out_size, second, outputs)
+        return Part(inputs, rank, layer.kernel, layer.out_size), Part(rank, outputs, 1, layer.out_size)
 
     def chain(self, conv: nn.Conv2d, factors: Factors, amount: int) -> Chain:
         """The whole kernel with the stride, then 1 x 1."""
@@ -202,10 +202,9 @@ class SpatialSVD(Decomposition):
         """
         side = layer.kernel_size
         rank = min(amount, outputs * side, inputs * side)
-        first, second = rank * inputs * side, rank * outputs * side
         return (
-            Part(first * layer.stride * layer.out_size, first, rank),
-            Part(second * layer.out_size, second, outputs),
+            Part(inputs, rank, side, layer.stride * layer.out_size),
+            Part(rank, outputs, side, layer.out_size),
         )
 
     def chain(self, conv: nn.Conv2d, factors: Factors, amount: int) -> Chain:

@@ -18,22 +18,34 @@ from amc.network import Layer
 AMOUNT = "amount"
 """Key of a decision's values that holds the operator's number."""
 
-FLOAT_BYTES = 4
-
 
 @dataclass(frozen=True)
 class Part:
     """One convolution of what replaces a layer.
 
     Attributes:
-        macs: multiply-accumulates for one input.
-        weights: elements of its weight.
+        inputs: channels that it reads.
         channels: its outputs, each with a scale of its own where weights are quantized.
+        kernel: elements of one kernel.
+        pixels: of one output channel.
+        groups: in which it runs; they divide both kinds of channels.
     """
 
-    macs: int
-    weights: int
+    inputs: int
     channels: int
+    kernel: int
+    pixels: int
+    groups: int = 1
+
+    @property
+    def weights(self) -> int:
+        """Elements of its weight."""
+        return self.inputs // self.groups * self.channels * self.kernel
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one input."""
+        return self.weights * self.pixels
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,8 @@ class OperatorCost:
         macs: multiply-accumulates for one input.
         params: elements of its parameters, the bias included.
         size: bytes in a file, packed, the weights not quantized, the bias in 32 bits.
-        parts: the convolutions whose weights the layer's bits are for; none where bits mean nothing.
+        parts: the convolutions that run one after the other, whose weights the layer's bits are for; none
+            where bits mean nothing, and the layer's own convolution runs in floats.
     """
 
     macs: int
@@ -73,12 +86,13 @@ class Operator(ABC):
 
     Attributes:
         name: what a `LayerDecision` and the command line call it.
-        lowers: costs that it can lower; under any other budget it has nothing to offer.
+        lowers: costs that it can lower; under any other budget it has nothing to offer. Without parts it
+            lowers no latency.
         quantizes: whether the weights of its module can be quantized; its costs then have parts.
     """
 
     name: ClassVar[str]
-    lowers: ClassVar[frozenset[str]] = frozenset({"macs", "params", "size", "bops"})
+    lowers: ClassVar[frozenset[str]] = frozenset({"macs", "params", "size", "bops", "latency"})
     quantizes: ClassVar[bool] = True
 
     def obstacle(self, module: nn.Module) -> str | None:

@@ -23,6 +23,8 @@ from amc.errors import UserError
 
 WORDS, SUBSPACE = 16, 12
 """Words of a codebook and entries of a word: GPQ's (Jang and Cho 2020), so a code of 4 M bits has M parts."""
+WORD_BITS = (WORDS - 1).bit_length()
+"""Bits of a code for each sub-vector."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,9 @@ def code_of_bits(bits: int) -> Code:
     Raises:
         UserError: it cannot be made of codebooks of 16 words.
     """
-    each = (WORDS - 1).bit_length()
-    if bits % each or not each <= bits <= 32 * each:
+    if bits % WORD_BITS or not WORD_BITS <= bits <= 32 * WORD_BITS:
         raise UserError(f"A code has 4 bits for each of 1 to 32 sub-vectors, so it cannot have {bits} bits.")
-    return Code(bits // each)
+    return Code(bits // WORD_BITS)
 
 
 def code_of_outputs(outputs: int) -> Code | None:

@@ -1,9 +1,17 @@
 """What a network is for: its data, its loss and the score that a search raises."""
 
-from amc.tasks.base import ModelCheck, Task
+from amc.tasks.base import ModelCheck, OwnCompressors, Task
 from amc.tasks.classification import ClassificationTask
 from amc.tasks.detection import DetectionTask
 from amc.tasks.registry import load_task
 from amc.tasks.retrieval import RetrievalTask
 
-__all__ = ["ClassificationTask", "DetectionTask", "ModelCheck", "RetrievalTask", "Task", "load_task"]
+__all__ = [
+    "ClassificationTask",
+    "DetectionTask",
+    "ModelCheck",
+    "OwnCompressors",
+    "RetrievalTask",
+    "Task",
+    "load_task",
+]

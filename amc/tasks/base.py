@@ -1,12 +1,14 @@
 """What the rest of the project may ask of a task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from amc.compress import Compressor
 from amc.data.images import ImageData
+from amc.network import Network
 
 
 @runtime_checkable
@@ -64,6 +66,19 @@ class Illustrated(Protocol):
 
     def save_examples(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write what each network, by name, does with a few images into a run directory."""
+        ...
+
+
+@runtime_checkable
+class OwnCompressors(Protocol):
+    """What a task may offer besides: choices of its own for an agent, such as the length of a code."""
+
+    def compressors(self, network: Network) -> Sequence[Compressor]:
+        """What carries the choices out; their knobs join the action.
+
+        Raises:
+            UserError: the network has nothing to choose.
+        """
         ...
 
 

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from amc.data.boxes import DetectionData
 from amc.data.images import ImageData
 from amc.errors import UserError
+from amc.network import Network
 from amc.plugins import one_line
 from amc.retrieval.average_precision import mean_average_precision
 from amc.retrieval.code import Said, code_of_outputs, said
+from amc.retrieval.code_knob import find_codebooks
+from amc.retrieval.code_length import RANKED_IMAGES, CodeLength, rank_subvectors
 from amc.retrieval.losses import asymmetric_triplet_loss
 from amc.retrieval.neighbours import find_neighbours, save_neighbours
 from amc.retrieval.quantize import hard_codes
@@ -62,6 +65,16 @@ class RetrievalTask:
         device = device_of(model)
         with evaluating(model):
             return said(torch.cat([model(some.to(device)).cpu() for some in images.split(self.batch_size)]))
+
+    def compressors(self, network: Network) -> list[CodeLength]:
+        """What shortens the codes: sub-vectors are ranked by what training images find with them.
+
+        Raises:
+            UserError: the network has no codebooks.
+        """
+        codebooks = find_codebooks(network)
+        outputs = self.outputs(network.copy(), self.data.normalised("train")[:RANKED_IMAGES])
+        return [CodeLength(codebooks, rank_subvectors(outputs.table, self.data.train.labels[:RANKED_IMAGES]))]
 
     def agreement(self, expected: Tensor, said: Tensor) -> float:
         """Share of the words that two outputs [N, M (K + S)] choose alike."""

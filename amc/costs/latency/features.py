@@ -5,15 +5,16 @@ here: the weights of these features are fitted to whole networks. Every feature 
 so does a prediction with non-negative weights.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
+from amc.costs.latency.parts import Class, Replacements, class_of, rounded
 from amc.costs.latency.tensors import find_tensors
 from amc.costs.symbolic import Geometry
-from amc.network import Layer
+from amc.decomposition.knobs import ORIGINAL
 from amc.quantization.points import point_bits
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import Space
@@ -29,10 +30,11 @@ FORMATS = 2
 class LatencyFeatures:
     """Features of complete policies of one space.
 
-    Layers of one kind, kernel, stride and input size form a class. A class has `LAYER_FEATURES` for its
-    layers that run in integers and again for those in floats, and so has each kind as a whole. Then come,
-    for tensors at the border between integers and floats and for sums, concatenations and pools, their
-    elements and their number.
+    Layers of one kind, kernel, input and output size form a class; so do the convolutions that operators
+    put in their place, and the kinds of those are told from each other by their groups. A class has
+    `LAYER_FEATURES` for its layers that run in integers and again for those in floats, and so has each kind
+    as a whole. Then come, for tensors at the border between integers and floats and for sums, concatenations
+    and pools, their elements and their number.
 
     Args:
         space: the legal policies.
@@ -41,6 +43,7 @@ class LatencyFeatures:
     Attributes:
         specific: which features are those of one class, the others being of a whole kind or of borders;
             bool [size].
+        replacements: what operators put in the place of layers; None without a choice of them.
     """
 
     def __init__(self, space: Space, steps: tuple[int, int]):
@@ -48,19 +51,25 @@ class LatencyFeatures:
         self.geometry = Geometry(space)
         self.tensors = find_tensors(space)
         layers = space.network.layers
-        classes = [_class_of(layer) for layer in layers]
-        self._classes = _membership(classes, [layer.kind for layer in layers])
+        self.replacements = Replacements(space) if space.chooses else None
+        own = [class_of(layer) for layer in layers]
+        classes = [*dict.fromkeys([*own, *(self.replacements.classes if self.replacements else ())])]
+        places = {each: place for place, each in enumerate(classes)}
+        if self.replacements is not None:
+            self.replacements.number(places)
+        self._own = np.array([places[each] for each in own])
+        self._kinds = _kinds(classes)
         self._in_pixels = np.array([float(np.prod(layer.in_shape)) for layer in layers])
         self._depthwise = np.array([layer.kind == "depthwise" for layer in layers])
         self._formats = lru_cache(4096)(self._formats_of)
-        of_class = np.arange(len(self._classes)) < len(set(classes))
+        of_class = np.repeat([True, False], self._kinds.shape[::-1])
         of_layers = np.tile(np.repeat(of_class, LAYER_FEATURES), FORMATS)
         self.specific = np.concatenate([of_layers, np.zeros(self._border_size, dtype=bool)])
 
     @property
     def size(self) -> int:
         """Entries of a feature vector."""
-        return FORMATS * self._classes.shape[0] * LAYER_FEATURES + self._border_size
+        return FORMATS * sum(self._kinds.shape) * LAYER_FEATURES + self._border_size
 
     @property
     def _border_size(self) -> int:
@@ -68,21 +77,59 @@ class LatencyFeatures:
 
     def of(self, table: np.ndarray) -> np.ndarray:
         """The features of a complete table [points, knobs]; float64 [size]."""
-        formats = self._formats(self._bits(table), frozenset(self.space.left_out(table)))
-        layers = self._layers(table, formats.step) * formats.present[:, None]
-        by_format = [
-            self._classes @ (layers * chosen[:, None]) for chosen in (formats.integer, ~formats.integer)
-        ]
+        formats = self.formats(table)
+        layers = self.layers(table, formats.step) * formats.present[:, None]
+        by_class = np.zeros((FORMATS, self._kinds.shape[1], LAYER_FEATURES))
+        format_of = np.where(formats.integer, 0, 1)
+        if self.replacements is not None:
+            self._replace(by_class, layers, table, formats)
+        np.add.at(by_class, (format_of, self._own), layers)
+        by_format = (part for each in by_class for part in (each, self._kinds @ each))
         elements = self.tensors.elements(table[:, self.space.column("width")])
         border = [formats.border @ elements, formats.border.sum(axis=1)]
         return np.concatenate([np.ravel(part) for part in (*by_format, *border)])
 
-    def _layers(self, table: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """The features of every layer, float64 [points, 9]."""
+    def _replace(
+        self, by_class: np.ndarray, layers: np.ndarray, table: np.ndarray, formats: "Formats"
+    ) -> None:
+        """Move what operators replace from the layers to the classes of its parts, in place."""
+        assert self.replacements is not None
+        operators, amounts = (table[:, self.space.column(name)].tolist() for name in ("operator", "amount"))
+        widths, inputs = self.geometry.widths(table), self.geometry.inputs(table)
+        for row in np.flatnonzero(formats.present).tolist():
+            if operators[row] != ORIGINAL:
+                option, step = (operators[row], amounts[row]), float(formats.step[row])
+                found = self.replacements.of(row, option, int(inputs[row]), int(widths[row]), step)
+                np.add.at(by_class[0 if formats.integer[row] else 1], found.classes, found.values)
+                layers[row] = 0.0
+
+    def unit_costs(self, weights: np.ndarray) -> np.ndarray:
+        """What one unit of every feature of a layer costs, by its class: float64 [formats, classes, 9].
+
+        Args:
+            weights: of all features, [size].
+        """
+        whole = weights[: self.size - self._border_size].reshape(FORMATS, -1, LAYER_FEATURES)
+        count = self._kinds.shape[1]
+        return np.asarray(whole[:, :count] + self._kinds.T @ whole[:, count:])
+
+    def layer_costs(self, table: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """What layers cost as if nothing replaced them, without borders; float64 [points]."""
+        formats = self.formats(table)
+        values = self.layers(table, formats.step) * formats.present[:, None]
+        own = units[np.where(formats.integer, 0, 1), self._own]
+        return np.asarray((values * own).sum(axis=1))
+
+    def formats(self, table: np.ndarray) -> "Formats":
+        """In which format each layer runs."""
+        return self._formats(self._bits(table), frozenset(self.space.left_out(table)))
+
+    def layers(self, table: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """The features of every layer as if nothing replaced it, float64 [points, 9]."""
         geometry, widths = self.geometry, table[:, self.space.column("width")].astype(float)
         channels = np.where(self._depthwise, widths, geometry.inputs(table))
-        inputs = [_round_up(channels, step), _round_up(channels, 2 * step)]
-        outputs = [_round_up(widths, step), _round_up(widths, 2 * step)]
+        inputs = [rounded(channels, step), rounded(channels, 2 * step)]
+        outputs = [rounded(widths, step), rounded(widths, 2 * step)]
         macs = [
             np.where(self._depthwise, 1.0, read) * written * geometry.kernel * geometry.pixels
             for read in inputs
@@ -140,15 +187,7 @@ class Formats:
         self.integer, self.present, self.step, self.border = integer, present, step, border
 
 
-def _class_of(layer: Layer) -> tuple[Hashable, ...]:
-    return (layer.kind, layer.kernel, layer.stride, layer.in_shape)
-
-
-def _membership(*keys: list) -> np.ndarray:
-    """Which layers belong to which class, for each list of keys; 0/1 [classes, points]."""
-    rows = [[key == own for own in part] for part in keys for key in dict.fromkeys(part)]
-    return np.array(rows, dtype=float)
-
-
-def _round_up(channels: np.ndarray, step: np.ndarray) -> np.ndarray:
-    return np.ceil(channels / step) * step
+def _kinds(classes: list[Class]) -> np.ndarray:
+    """Which classes belong to which kind; 0/1 [kinds, classes]."""
+    names = [kind for kind, _ in classes]
+    return np.array([[kind == own for own in names] for kind in dict.fromkeys(names)], dtype=float)

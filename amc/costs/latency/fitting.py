@@ -9,6 +9,7 @@ from amc.compress import Compressor
 from amc.costs.latency.features import LatencyFeatures
 from amc.costs.latency.predictor import LatencyPredictor, Sample
 from amc.costs.latency.sampling import LEAST_SAMPLES, Progress, Sampler
+from amc.decomposition.knobs import OperatorKnob
 from amc.network import Network
 from amc.space import Space
 from amc.targets.base import Target
@@ -71,4 +72,6 @@ def _name(network: Network, space: Space) -> str:
         [space.legal(row, column) for column in range(len(space.knobs))] for row in range(len(space.points))
     ]
     text = f"{network.fingerprint} {tuple(network.example.shape)} {legal} {space.decider.tolist()}"
+    if isinstance(space.choice, OperatorKnob):
+        text += f" {space.choice.names} {space.choice.amounts}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ NEIGHBOURS = 50
 """Samples of about the same latency that tell how far a prediction can be trusted. Errors are not the same
 everywhere: with blocks left out of a ResNet-56, 95 % of all policies need a margin of 14 %, but those
 at 0.15 to 0.25 of its latency one of 5 %, and under a budget in that range the rest would be wasted."""
-OWN_SAMPLES = 5
+OWN_SAMPLES = 3
 """Measured policies of a search after which these alone tell how far its next one may be off. They lie where
 the search looks, and there the fit is off by about the same each time: under 0.2 of a ResNet-56's latency its
 would-be bests took 5 % less than predicted, and kept 10 % free for the scatter of the random policies."""
@@ -66,6 +66,7 @@ class LatencyPredictor:
     Attributes:
         errors: prediction / measurement - 1 of every sample, by a fit that has not seen it: the samples
             it was made of are dealt into ten folds, later ones are predicted before they join.
+        weights: of the features, [features]; another array after every sample that joins.
     """
 
     def __init__(self, features: LatencyFeatures, samples: Sequence[Sample]):
@@ -79,20 +80,20 @@ class LatencyPredictor:
         best = int(np.argmin([np.abs(errors).mean() for errors in unseen]))
         self._penalties, self.errors = choices[best], unseen[best]
         self._own: tuple[float, ...] = ()
-        self._weights = fit(self._rows, self._ratios, self._penalties)
+        self.weights = fit(self._rows, self._ratios, self._penalties)
 
     def __call__(self, table: np.ndarray) -> float:
         """The predicted fraction of a complete table [points, knobs]."""
-        return float(self.features.of(table) @ self._weights)
+        return float(self.features.of(table) @ self.weights)
 
     def add(self, table: np.ndarray, ratio: float) -> None:
         """Learn from another measured policy; its error before that counts as one on an unseen policy."""
         row = self.features.of(table)
-        error = float(row @ self._weights / ratio - 1.0)
+        error = float(row @ self.weights / ratio - 1.0)
         self.errors, self._own = np.append(self.errors, error), (*self._own, error)
         self.__dict__.pop("_bounds", None)
         self._rows, self._ratios = np.vstack([self._rows, row]), np.append(self._ratios, ratio)
-        self._weights = fit(self._rows, self._ratios, self._penalties)
+        self.weights = fit(self._rows, self._ratios, self._penalties)
 
     @property
     def mape(self) -> float:

@@ -14,6 +14,9 @@ import torch
 
 from amc.compress import ChannelPruning, Compressor, apply
 from amc.costs.latency.predictor import Sample
+from amc.decomposition.operator import AMOUNT
+from amc.decomposition.replacement import OperatorReplacement
+from amc.decomposition.shapes import OperatorShapes
 from amc.errors import UserError
 from amc.network import Network
 from amc.recovery.calibrate import calibrate
@@ -41,18 +44,24 @@ def random_table(space: Space, rng: np.random.Generator) -> np.ndarray:
     Widths scatter around a common level, as those of a search do: with independent widths every policy
     would cost about the same. A third of the policies has the fewest bits everywhere, a sixth the most, and
     the others draw bits layer by layer. Where residual blocks may go, each policy leaves out its own share.
+    Where operators may replace layers, a quarter of the policies has none of them, and each of the others
+    its own share; their amounts scatter around a common level of their own.
     """
     partial = space.empty()
     level, scatter = rng.uniform(0.05, 1.0), rng.uniform(0.0, 0.4)
     style = rng.choice(["fewest", "most", "mixed"], p=[1 / 3, 1 / 6, 1 / 2])
     few = {"fewest": 1.0, "most": 0.0, "mixed": rng.uniform(0.3, 1.0)}[style]
     width, gone = space.column("width"), rng.uniform(0.0, 0.9)
+    replaced, far = (max(0.0, rng.uniform(-1 / 3, 1.0)), rng.uniform(0.0, 1.0)) if space.chooses else (0, 0)
     for row, column in np.ndindex(space.decider.shape):
         if partial.decided[row, column] or space.decider[row, column] != row:
             continue
         values = space.legal(row, column, partial)
-        if column == width:
-            place = int(np.clip((level + scatter * rng.normal()) * len(values), 0, len(values) - 1))
+        if column == width or space.knobs[column].name == AMOUNT:
+            middle = level if column == width else far
+            place = int(np.clip((middle + scatter * rng.normal()) * len(values), 0, len(values) - 1))
+        elif space.knobs[column].name == "operator":
+            place = int(rng.integers(len(values) - 1)) if rng.random() < replaced else -1
         elif space.knobs[column].name == "block":
             place = int(rng.random() >= gone)
         else:
@@ -117,10 +126,8 @@ class Sampler:
         reference: Path,
     ):
         self.network, self.space, self.target, self.reference = network, space, target, reference
-        # Refitting weights costs time and changes no latency.
-        self.compressors = [
-            ChannelPruning(c.ranking) if isinstance(c, ChannelPruning) else c for c in compressors
-        ]
+        # Fitting weights costs time and changes no latency.
+        self.compressors = [_without_fits(compressor) for compressor in compressors]
         self._rng = np.random.default_rng(0)
         noise = torch.Generator().manual_seed(0)
         self._images = torch.randn(2, *network.example.shape[1:], generator=noise)
@@ -205,6 +212,12 @@ class Sampler:
             if abs(ratio / float(np.median(self._anchors)) - 1.0) <= DRIFT:
                 break
         return timings
+
+
+def _without_fits(compressor: Compressor) -> Compressor:
+    if isinstance(compressor, OperatorReplacement):
+        return OperatorShapes()
+    return ChannelPruning(compressor.ranking) if isinstance(compressor, ChannelPruning) else compressor
 
 
 @contextmanager

@@ -1,0 +1,103 @@
+"""An exported actor applied to a network: one walk, one evaluation, and how sure the critic was."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agents.actor_file import ActorFile
+from agents.outcome import ACTOR, Outcome
+from agents.report_data import cost_name
+from agents.run_config import problem_from
+from amc.costs.budget import parse_budget
+from amc.errors import UserError
+from amc.policy import CompressionPolicy
+from envs.budget_range import is_range
+from envs.problem import Problem
+from envs.problem_config import ProblemConfig
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What an actor made of a network.
+
+    Attributes:
+        policy: its policy.
+        outcomes: original, uniform policy and the actor's, on both splits.
+        expected: the score on the reward split that the critic expected; None where its training's rewards
+            do not tell one.
+        usual_error: how far it was off, in score, on the evaluations that it learned from; None likewise.
+    """
+
+    policy: CompressionPolicy
+    outcomes: tuple[Outcome, ...]
+    expected: float | None
+    usual_error: float | None
+
+    @property
+    def gain(self) -> float:
+        """By how much the actor's score is above the uniform policy's, on the reward split."""
+        return self.outcomes[2].reward_score - self.outcomes[1].reward_score
+
+
+def problem_settings(actor: ActorFile, budgets: Sequence[str], **anew: Any) -> ProblemConfig:
+    """What an actor was trained for, under other budgets; what the texts alone show to be wrong is refused.
+
+    Args:
+        actor: the exported actor.
+        budgets: such as macs=0.43, one for each cost that it knows.
+        **anew: settings of the network at hand, such as `freeze` or `target`.
+
+    Raises:
+        UserError: the actor knows no such budgets, or its contract has settings that this release lacks.
+    """
+    legal = actor.contract["legal_budgets"]
+    if not legal:
+        raise UserError(f"{actor.path} was trained without a budget (--goal cost) and cannot be given one.")
+    known, asked = [each["cost"] for each in legal], [cost_name(text) for text in budgets]
+    if asked != known:
+        raise UserError(
+            f"This actor knows budgets of {' and '.join(known)}: give "
+            f"--budget {' '.join(f'{name}=...' for name in known)}."
+        )
+    if any(is_range(text) for text in budgets):
+        raise UserError("An actor decides for one budget at a time: give a value and not a range.")
+    for text, each in zip(budgets, legal, strict=True):
+        share = parse_budget(text, {each["cost"]: None}, {each["cost"]: 1.0}).limit  # type: ignore[dict-item]
+        if share < 1.0 and not each["lowest"] - 1e-6 <= share <= each["highest"] + 1e-6:
+            raise UserError(
+                f"{text} lies outside of what this actor was trained for: {each['cost']} from "
+                f"{each['lowest']:.4g} to {each['highest']:.4g} of the original's."
+            )
+    settings = problem_from(actor.contract["problem"], str(actor.path))
+    return replace(settings, budget=tuple(budgets), **anew)
+
+
+def apply_actor(actor: ActorFile, problem: Problem) -> Applied:
+    """Let an actor decide, and evaluate its policy beside the uniform one.
+
+    Raises:
+        UserError: the actor does not fit the problem.
+    """
+    walk = problem.walk()
+    actor.check(walk)
+    uniform, episode = walk.reference_policy(), actor.decide(walk)
+    found = problem.evaluator([uniform, episode.policy])
+    original = problem.network.copy().to(problem.evaluator.device)
+    before, score = problem.original_score, problem.task.score
+    outcomes = [Outcome("original", None, before, score(original, "test"), dict(problem.original_costs))]
+    for name, each in zip(("uniform", ACTOR), found, strict=True):
+        test = score(problem.evaluator.compressed(each.policy), "test")
+        outcomes.append(Outcome(name, each.policy, each.score, test, dict(each.costs)))
+    scale = _scale(actor.contract["critic"]["reward"], before, found[0].score)
+    if scale is None:
+        return Applied(episode.policy, tuple(outcomes), None, None)
+    expected = found[0].score + scale * actor.expected_reward(episode)
+    error = scale * actor.contract["critic"]["mean_error"]
+    return Applied(episode.policy, tuple(outcomes), min(max(expected, 0.0), 1.0), error)
+
+
+def _scale(reward: dict[str, Any], original: float, uniform: float) -> float | None:
+    """Score behind one unit of reward."""
+    if reward["kind"] == "share":
+        return max(original - uniform, float(reward["scale"]))
+    return float(reward["scale"]) if reward["kind"] == "score" else None

@@ -1,0 +1,81 @@
+"""Compress a network with an actor that was trained before: seconds, and no search."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from agents.actor_file import load_actor_file
+from agents.apply import Applied, apply_actor, problem_settings
+from agents.export import architecture_from, export_network
+from agents.run_config import SourceConfig
+from agents.source import load_source, prepare_device
+from envs.problem import build_problem
+from scripts.cli import run
+from scripts.export_policy import check_free, show
+from scripts.progress import outcome_table, print_table
+
+
+@dataclass(frozen=True)
+class ApplyAgent:
+    """Options of the application."""
+
+    actor: Path
+    """Exported actor, actor.onnx, with critic.onnx and actor.json beside it (export_policy.py --actor)."""
+    budget: tuple[str, ...]
+    """Upper limits such as macs=0.43, of the costs that the actor was trained with and within their range."""
+    out: Path = Path("compressed")
+    """Folder to write to."""
+    force: bool = False
+    """Replace what an earlier call has written there."""
+    freeze: tuple[str, ...] = ()
+    """Layers whose output channels are never pruned, as shell patterns: 'layer1.*'."""
+    target: str = "openvino"
+    """Runtime that the network is for: openvino, onnxruntime, litert, or package.module:factory."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """The trained network and its data."""
+
+
+def main(options: ApplyAgent) -> None:
+    """Compress a network with an actor that was trained before: seconds, and no search."""
+    check_free(options.out, options.force)
+    actor = load_actor_file(options.actor)
+    config = problem_settings(actor, options.budget, freeze=options.freeze, target=options.target)
+    device = prepare_device(options.source)
+    model, task = load_source(options.source)
+    problem = build_problem(model, task, config, device)
+    try:
+        applied = apply_actor(actor, problem)
+        print_table(outcome_table(applied.outcomes, task.score_name, problem.target.unit))
+        for sentence in certainty(applied, task.score_name):
+            print(sentence)
+        show(export_network(problem, applied.policy, options.out, architecture_from(options.source, task)))
+    finally:
+        problem.close()
+
+
+def certainty(applied: Applied, score_name: str) -> list[str]:
+    """How sure the critic was, how right, and whether the actor was worth asking."""
+    measured = applied.outcomes[2].reward_score
+    sentences = []
+    if applied.expected is None or applied.usual_error is None:
+        sentences.append("The critic was trained for --goal cost, and expects no score.")
+    else:
+        off = abs(measured - applied.expected)
+        sentences.append(
+            f"The critic expected {applied.expected:.2%} {score_name} on the reward split; {measured:.2%} "
+            f"was measured, {off * 100:.2f} points off. On its own training it is off by "
+            f"{applied.usual_error * 100:.2f} points."
+        )
+    if applied.gain < 0:
+        sentences.append(
+            f"The uniform policy scores {-applied.gain * 100:.2f} points more: this actor does not know such "
+            "networks well; a search would serve better."
+        )
+    return sentences
+
+
+if __name__ == "__main__":
+    run(main)
