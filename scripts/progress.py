@@ -118,11 +118,11 @@ def outcome_table(outcomes: Sequence[Outcome], score_name: str, latency_unit: st
 def level_table(outcomes: Sequence[Outcome], score_name: str) -> Table:
     """Uniform, best and the actor's policy at every level of a range of budgets, both splits."""
     names = list(dict.fromkeys(outcome.name for outcome in outcomes if outcome.case))
-    table = Table(title=None)
+    table = Table(title=score_name)
     table.add_column("")
     for split in ("reward-split", "test"):
         for name in names:
-            table.add_column(f"{split} {score_name}\n{name}", justify="right")
+            table.add_column(f"{split}\n{name}", justify="right")
     original = next(outcome for outcome in outcomes if not outcome.case)
     scores = (original.reward_score, original.test_score)
     table.add_row("original", *(f"{score:.2%}" for score in scores for _ in names))

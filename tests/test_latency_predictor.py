@@ -16,7 +16,7 @@ from amc.compress import ActivationQuantization, ChannelPruning, Compressor, Wei
 from amc.costs.latency.cost import LatencyCost
 from amc.costs.latency.features import FORMATS, LAYER_FEATURES, LatencyFeatures
 from amc.costs.latency.fitting import make_predictor, sample_latencies
-from amc.costs.latency.predictor import LatencyPredictor, Sample
+from amc.costs.latency.predictor import LatencyPredictor, Sample, _interval
 from amc.costs.latency.sampling import LEAST_SAMPLES, Sampler, random_table, with_ratios
 from amc.costs.latency.tensors import find_tensors
 from amc.errors import UserError
@@ -274,18 +274,20 @@ def test_the_bound_hears_of_new_measurements():
 
 
 def test_a_search_is_bound_by_its_own_measurements():
-    predictor, random = fitted(count=60), np.random.default_rng(0)
-    excess = random.normal(-0.05, 0.01, 1000)
+    predictor, table = fitted(count=60), tables(chain(), 1, seed=11)[0]
     predictor.errors = np.array([0.5, -0.4] * 30)  # random policies scatter widely
-    predictor._own = tuple(1 / (1 + excess[:2]) - 1)
+    for excess in (-0.05, -0.06):
+        predictor.add(table, (1 + excess) * predictor(table))
     assert predictor.bound(0.5) > 0.5
-    predictor._own = tuple(1 / (1 + excess[:8]) - 1)
-    assert 0.47 < predictor.bound(0.5) < 0.5
-    kept = []
-    for first in range(0, 990, 9):  # eight that are known tell about a ninth
-        predictor._own = tuple(1 / (1 + excess[first : first + 8]) - 1)
-        kept.append(0.5 * (1 + excess[first + 8]) <= predictor.bound(0.5))
-    assert 0.9 <= np.mean(kept) <= 0.99
+    for excess in (-0.04, -0.05):
+        predictor.add(table, (1 + excess) * predictor(table))
+    assert 0.475 < predictor.bound(0.5) < 0.5
+
+
+def test_the_bound_of_eight_measurements_holds_for_the_ninth():
+    excess = np.random.default_rng(0).normal(-0.05, 0.01, (1000, 9))
+    bounds = [_interval(1 / (1 + known) - 1) for known in excess[:, :8]]
+    assert 0.93 <= np.mean(excess[:, 8] <= bounds) <= 0.97
 
 
 def test_too_few_samples_fit_nothing():

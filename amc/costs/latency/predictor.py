@@ -91,7 +91,8 @@ class LatencyPredictor:
         row = self.features.of(table)
         error = float(row @ self.weights / ratio - 1.0)
         self.errors, self._own = np.append(self.errors, error), (*self._own, error)
-        self.__dict__.pop("_bounds", None)
+        for stale in ("_bounds", "_own_margin"):
+            self.__dict__.pop(stale, None)
         self._rows, self._ratios = np.vstack([self._rows, row]), np.append(self._ratios, ratio)
         self.weights = fit(self._rows, self._ratios, self._penalties)
 
@@ -113,13 +114,17 @@ class LatencyPredictor:
         distribution with their mean and deviation.
         """
         if len(self._own) >= OWN_SAMPLES:
-            return ratio * (1.0 + _interval(np.array(self._own)))
+            return ratio * (1.0 + self._own_margin)
         predicted, bounds = self._bounds
         if ratio <= predicted[0]:
             return float(ratio * bounds[0] / predicted[0])
         if ratio >= predicted[-1]:
             return float(ratio * bounds[-1] / predicted[-1])
         return float(np.interp(ratio, predicted, bounds))
+
+    @cached_property
+    def _own_margin(self) -> float:
+        return _interval(np.array(self._own))
 
     @cached_property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
