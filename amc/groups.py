@@ -224,6 +224,9 @@ def _structural_problem(members: dict[tuple[str, str], Member], names: dict) -> 
             return f"{name} would lose one position for two channels"
         if side == "out" and member.positions.numel() != size:
             return f"{name} mixes its channels with those of another layer"
+        if side != "in" and isinstance(module, COMPRESSIBLE) and member.repeats > 1:
+            # A width says how many channels a layer has, and would say half of them here.
+            return f"{name} has each of its channels {member.repeats} times"
     if not any(member.side == "in" for member in members.values()):
         return "its channels are the network's output"
     return None

@@ -224,6 +224,25 @@ def test_a_grouped_convolution_that_reads_a_concatenation_is_frozen_with_its_rea
     assert reasons["left.0"] == "a convolution in groups reads it together with others"
 
 
+class Doubled(nn.Module):
+    """As in GhostNet: a depthwise convolution has every channel of the stem twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.head(self.depthwise(torch.cat([y, y], dim=1)))
+
+
+def test_a_layer_that_has_its_channels_twice_keeps_them_all():
+    reasons = trace(Doubled(), IMAGE).frozen_reasons()
+    assert reasons["stem"] == "depthwise has each of its channels 2 times"
+
+
 def test_layers_of_a_grouped_convolution():
     model = nn.Sequential(conv_bn(3, 8), conv_bn(8, 8, groups=2), conv_bn(8, 6), head(6))
     network = trace(model, IMAGE)
