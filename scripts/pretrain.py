@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from amc.data import load_data
 from amc.errors import UserError
-from amc.models import build_model, save_weights
+from amc.models import build_model, load_weights, save_weights
+from amc.models.weights import Store
 from amc.tasks import ClassificationTask, ModelCheck, Task, load_task
 from amc.training import Epoch, Recipe, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
@@ -24,7 +25,7 @@ from scripts.cli import console, run
 # Images up to this side skip the early strides that networks for large images have.
 SMALL_SIDE = 64
 # What may differ between an interrupted training and the one that continues it.
-FREE_TO_CHANGE = {"data_root", "threads", "device", "out", "force", "half", "resume"}
+FREE_TO_CHANGE = {"data_root", "threads", "device", "out", "force", "store", "resume"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Pretrain:
     """Keep the reward images of later searches out of the training; --no-holdout trains on them too."""
     out: Path = Path("weights.safetensors")
     """File to write."""
-    half: bool = False
-    """Store kernels as fp16, which halves the file."""
+    store: Store = "fp32"
+    """How kernels are stored: fp16 halves the file, int8 quarters it."""
     force: bool = False
     """Overwrite an existing file, and an unfinished training."""
     resume: bool = False
@@ -112,7 +113,8 @@ def main(options: Pretrain) -> None:
     except KeyboardInterrupt:
         kept = options.checkpoint.exists()
         raise KeyboardInterrupt("; repeat the command with --resume to go on" if kept else "") from None
-    save_weights(model, options.out, options.half, {"model": options.model, "data": options.data})
+    save_weights(model, options.out, options.store, {"model": options.model, "data": options.data})
+    load_weights(model, options.out)  # scores are those of the file
     options.checkpoint.unlink(missing_ok=True)
     report(model, task, options)
 

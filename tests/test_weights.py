@@ -69,7 +69,7 @@ def test_old_files_without_batch_counters_load(tmp_path):
 def test_half_precision_narrows_kernels_and_keeps_vectors(tmp_path):
     before, after = small(), small()
     before[1].running_var.fill_(1e-9)  # would be 0 in fp16
-    save_weights(before, tmp_path / "w.safetensors", half=True)
+    save_weights(before, tmp_path / "w.safetensors", store="fp16")
     stored = safetensors.torch.load_file(tmp_path / "w.safetensors")
     assert stored["0.weight"].dtype == torch.float16
     load_weights(after, tmp_path / "w.safetensors")
@@ -78,11 +78,27 @@ def test_half_precision_narrows_kernels_and_keeps_vectors(tmp_path):
     assert torch.equal(after[1].running_var, before[1].running_var)
 
 
+def test_eight_bits_are_rounded_by_the_channel(tmp_path):
+    before, after = (nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)) for _ in range(2))
+    before[1].running_var.fill_(1e-9)
+    before[0].weight.data[0] *= 100.0  # a coarse scale for one channel alone
+    before[0].weight.data[1] = 0.0
+    save_weights(before, tmp_path / "w.safetensors", store="int8")
+    stored = safetensors.torch.load_file(tmp_path / "w.safetensors")
+    assert stored["0.weight"].dtype == torch.int8 and stored["0.bias"].dtype == torch.float32
+    load_weights(after, tmp_path / "w.safetensors")
+    error = (after[0].weight - before[0].weight).abs().flatten(1).amax(1)
+    largest = before[0].weight.abs().flatten(1).amax(1)
+    assert bool((error <= largest / 253).all())
+    assert error[0] > 10 * error[2:].max() and error[1] == 0
+    assert torch.equal(after[1].running_var, before[1].running_var)
+
+
 def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
     model = small()
     model[0].weight.data[0, 0, 0, 0] = 1e5
     with pytest.raises(UserError, match=r"weight 0\.weight exceeds the range of fp16"):
-        save_weights(model, tmp_path / "w.safetensors", half=True)
+        save_weights(model, tmp_path / "w.safetensors", store="fp16")
     assert list(tmp_path.iterdir()) == []
 
 

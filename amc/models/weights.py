@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import safetensors.torch
@@ -15,6 +16,10 @@ from amc.plugins import one_line
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 LISTED = 3
+Store = Literal["fp32", "fp16", "int8"]
+SCALE = ".scale"
+"""Behind a name: what the 8-bit integers of that name are multiplied by, one scale an output channel."""
+LARGEST = 127
 
 
 def load_weights(model: nn.Module, path: Path | str) -> None:
@@ -23,7 +28,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     Args:
         model: Left as it was if anything is wrong with the file.
         path: A state dict as .pt, .pth or .th (also under the key "state_dict", also with the prefix
-            "module." of data-parallel training) or .safetensors; half precision is widened.
+            "module." of data-parallel training) or .safetensors; half precision and 8 bits are widened.
 
     Raises:
         UserError: The file is missing, is of another kind, does not fit the model or holds NaN or infinity.
@@ -78,7 +83,15 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     if strange:
         raise UserError(f"{path} is not a state dict: the entry '{strange[0]}' is not a tensor.")
     prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
-    return {str(key).removeprefix(prefix): value for key, value in content.items()}
+    return _widened({str(key).removeprefix(prefix): value for key, value in content.items()})
+
+
+def _widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with the integers of `save_weights` as floats."""
+    coded = [key for key, value in state.items() if value.dtype == torch.int8 and key + SCALE in state]
+    for key in coded:
+        state[key] = state[key].float() * state.pop(key + SCALE)
+    return state
 
 
 def _check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -117,15 +130,16 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def save_weights(
-    model: nn.Module, path: Path | str, half: bool = False, metadata: Mapping[str, str] | None = None
+    model: nn.Module, path: Path | str, store: Store = "fp32", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a model's state dict as safetensors, whole or not at all.
 
     Args:
         model: Any module.
         path: Ends in .safetensors; an existing file is replaced.
-        half: Store kernels and matrices as fp16. Vectors (batch-norm statistics, biases) stay fp32: they are
-            small, and a running variance may lie below what fp16 can hold.
+        store: Kernels and matrices as fp32, as fp16, or as 8-bit integers with a scale for every output
+            channel, `NAME.scale`. Vectors (batch-norm statistics, biases) stay fp32: they are small, and a
+            running variance may lie below what fp16 can hold.
         metadata: Text entries for the file's header.
 
     Raises:
@@ -134,7 +148,9 @@ def save_weights(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"Weights are written as .safetensors, and {path} ends otherwise.")
-    tensors = {key: _stored(key, value, half) for key, value in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        tensors |= _stored(key, value, store)
     write_tensors(tensors, path, metadata)
 
 
@@ -155,10 +171,14 @@ def write_tensors(
         raise UserError(f"{path} cannot be written: {one_line(error)}.") from error
 
 
-def _stored(name: str, value: Tensor, half: bool) -> Tensor:
+def _stored(name: str, value: Tensor, store: Store) -> dict[str, Tensor]:
     value = value.detach().cpu().clone().contiguous()  # a clone, since safetensors refuses shared memory
-    if not half or not value.is_floating_point() or value.ndim < 2:
-        return value
+    if store == "fp32" or not value.is_floating_point() or value.ndim < 2:
+        return {name: value}
+    if store == "int8":
+        scale = value.abs().flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+        scale = scale.reshape(-1, *[1] * (value.ndim - 1))
+        return {name: (value / scale).round().to(torch.int8), name + SCALE: scale}
     if float(value.abs().max()) > torch.finfo(torch.float16).max:
-        raise UserError(f"The weight {name} exceeds the range of fp16: save it without half precision.")
-    return value.half()
+        raise UserError(f"The weight {name} exceeds the range of fp16: store it as fp32 or int8.")
+    return {name: value.half()}
