@@ -217,13 +217,8 @@ def build_problem(
     check_unit(config.loosest, target)
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
-    knobs, notes = make_knobs(config, network, target)
-    operators, said = make_operator_knobs(config, network)
-    notes += said
-    blocks, densities = _block_knobs(network, task, config), _density_knobs(config)
-    own = own_compressors(task, network, config)
-    choices = (knob for compressor in own for knob in compressor.knobs)
-    space = Space(network, (*blocks, *operators, *choices, *knobs, *densities))
+    choices, notes = _choices(network, task, config, target)
+    space = choices.space
     costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
     costs |= code_costs(space, costs, config)
     table = original_table(network, space)
@@ -231,7 +226,7 @@ def build_problem(
     # What does not wait for a measurement is refused before the first one.
     for level in config.budget_levels:
         read_budgets([text for text in level if not is_latency(text)], costs, original, space)
-    evaluator = _evaluator(space, knobs, own, task, config, dict(costs), device)
+    evaluator = _evaluator(choices, task, config, dict(costs), device)
     meter, latency = None, None
     if "latency" in config.active_costs:
         meter = LatencyMeter(network, target, original=baseline.costs["latency"] if baseline else None)
@@ -262,6 +257,39 @@ def build_problem(
     )
 
 
+@dataclass(frozen=True)
+class _Choices:
+    """What there is to decide, and who carries it out.
+
+    Attributes:
+        space: all knobs in their order.
+        knobs: widths, bits of weights and bits of activations.
+        own: compressors that the task or the configuration brings, with knobs of their own.
+    """
+
+    space: Space
+    knobs: tuple[WidthKnob, BitsKnob, BitsKnob]
+    own: Sequence[Compressor]
+
+
+def _choices(
+    network: Network, task: Task, config: ProblemConfig, target: Target
+) -> tuple[_Choices, tuple[str, ...]]:
+    """Every knob that the configuration asks for, with what a person should know about them.
+
+    Raises:
+        UserError: the network or the target has nothing to decide there.
+    """
+    knobs, notes = make_knobs(config, network, target)
+    operators, said = make_operator_knobs(config, network)
+    blocks, densities = _block_knobs(network, task, config), _density_knobs(config)
+    own = own_compressors(task, network, config)
+    extra = (knob for compressor in own for knob in compressor.knobs)
+    return _Choices(
+        Space(network, (*blocks, *operators, *extra, *knobs, *densities)), knobs, own
+    ), notes + said
+
+
 def _density_knobs(config: ProblemConfig) -> tuple[DensityKnob, ...]:
     """The knob of fine-grained pruning, under a budget that it alone can meet; other policies lack it."""
     return (DensityKnob(),) if "nonzeros" in config.active_costs else ()
@@ -282,15 +310,10 @@ def _block_knobs(network: Network, task: Task, config: ProblemConfig) -> tuple[B
 
 
 def _evaluator(
-    space: Space,
-    knobs: tuple[WidthKnob, BitsKnob, BitsKnob],
-    own: Sequence[Compressor],
-    task: Task,
-    config: ProblemConfig,
-    costs: dict[str, Cost],
-    device: str,
+    choices: _Choices, task: Task, config: ProblemConfig, costs: dict[str, Cost], device: str
 ) -> Evaluator:
     """What compresses and scores policies, without any latency."""
+    space, knobs, own = choices.space, choices.knobs, choices.own
     network, calibration = space.network, task.calibration(config.calibration_images)
     refits = _reconstruction(network, calibration, config)
     pruning = ChannelPruning(_ranking(network, task, config), knobs[0], refits)

@@ -20,9 +20,9 @@ HEADLINES = (
     ("resnet56", "openvino", "0.2", "blocks"),
     ("resnet56", "openvino", "0.2"),
     ("resnet20", "openvino", "0.2"),
-    ("resnet56", "litert", "0.125"),
+    ("resnet56", "litert", "0.125", "blocks"),
 )
-HEADLINE_EPOCHS, BLOCKS_EPOCHS, HEADLINE_PROCESSES = 8, 12, 12
+HEADLINE_EPOCHS, BLOCKS_EPOCHS, HEADLINE_PROCESSES = 8, 20, 12
 """A network of a third of the blocks trains twice as fast as one of half the channels."""
 BLOCKS_DEPTH, BLOCKS_STEPS = 0.34, 60
 """Share of the residual blocks around which `blocks` searches, and steps of training before each score."""

@@ -1,5 +1,6 @@
 """Searches and fine-tunings behind rows of results: made, continued or taken as they are."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from scripts.main_job import finished
 from scripts.progress import MeasuringProgress, SearchProgress
 
 SECONDS_FILE = "seconds.json"
-VIEWS = 3
-"""Augmented versions of the training images in a fine-tuning."""
+LEAST_VIEWS, EPOCHS_OF_A_VIEW = 3, 3
+"""Augmented versions of the training images in a fine-tuning: more of them the longer it takes."""
 
 Figures = dict[str, Any]
 
@@ -102,19 +103,22 @@ def tuned_folder(run: Path, epochs: int) -> Path:
     return run / f"fine_tuned_{epochs}"
 
 
-def tuned_figures(run: Path, epochs: int, views: int = VIEWS, float_epochs: int | None = None) -> Figures:
+def tuned_figures(
+    run: Path, epochs: int, views: int | None = None, float_epochs: int | None = None
+) -> Figures:
     """Fine-tune the best network of a run, or take what an earlier call made; an unfinished one goes on.
 
     Args:
         run: the run directory.
         epochs: of the fine-tuning.
-        views: augmented versions of the training images.
-        float_epochs: that quantize nothing; those of the `recipe` by default.
+        views: augmented versions of the training images, 0 for new ones in each epoch.
+        float_epochs: that quantize nothing. This and `views` are those of the `recipe` by default.
     """
     folder = tuned_folder(run, epochs)
     if not (folder / fine_tune.FIGURES_FILE).exists():
         resume = (folder / fine_tune.CHECKPOINT_FILE).is_file()
-        chosen = replace(recipe(run, folder, epochs, resume), views=views)
+        chosen = recipe(run, folder, epochs, resume)
+        chosen = chosen if views is None else replace(chosen, views=views)
         fine_tune.main(chosen if float_epochs is None else replace(chosen, float_epochs=float_epochs))
     figures = read_json(folder / fine_tune.FIGURES_FILE)
     assert isinstance(figures, dict)
@@ -133,7 +137,7 @@ def recipe(run: Path, folder: Path, epochs: int, resume: bool) -> fine_tune.Fine
         batch_size=128,
         lr=0.05,
         float_epochs=epochs - max(1, epochs // 6),
-        views=VIEWS,
+        views=max(LEAST_VIEWS, math.ceil(epochs / EPOCHS_OF_A_VIEW)),
         force=True,
         resume=resume,
     )

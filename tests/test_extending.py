@@ -22,7 +22,7 @@ from amc.package_form import packed_form
 from amc.policy import CompressionPolicy, LayerDecision
 from envs.operators import make_operator_knobs
 from envs.problem_config import ProblemConfig
-from tests.test_operators import compressors, executed_macs, random_policies, space_of, walk_under
+from tests.operator_pieces import compressors, executed_macs, random_policies, space_of, walk_under
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "extending.md"
 NAME = "my_operators:KernelCrop"

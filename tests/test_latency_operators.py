@@ -30,9 +30,8 @@ from amc.targets import Profile
 from envs.operators import make_operator_knobs
 from envs.problem import Problem
 from envs.problem_config import ProblemConfig
+from tests.operator_pieces import compressors, mixed_network, space_of
 from tests.test_latency_budget import FormulaTarget, make, target_of
-from tests.test_operators import compressors, space_of
-from tests.test_operators import network as network
 from tests.test_run import config, same, start
 
 # Found by name in the module that uses them.
@@ -60,6 +59,11 @@ class PartsTarget(FormulaTarget):
                 cost += 20.0
         path.write_text(json.dumps(cost))
         return type("Exported", (), {"exporter": "amc", "unsupported": ""})()
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return mixed_network()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from amc.policy_check import check_policy
 from scripts.operator_page import drawing_png, page
 from scripts.operator_results import grouped_by_depth, main
 from scripts.operator_rows import BY_DEPTH, FIXED, JOINT, OperatorResults, Spec, configuration, plan
-from tests.test_operators import space_of
+from tests.operator_pieces import space_of
 
 LAYERS = [
     {"layer": "conv1", "operator": "original", "amount": None, "keep": 0.5, "weight_bits": 6},

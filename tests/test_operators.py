@@ -6,128 +6,45 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
-from amc.costs.budget import Budget, check_reachable
+from amc.compress import apply
 from amc.costs.symbolic import SymbolicCost, symbolic_costs
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.decomposition.kept_fits import KeptFits
 from amc.decomposition.knobs import AmountKnob, OperatorKnob
-from amc.decomposition.registry import OPERATORS, get_operator
-from amc.decomposition.replacement import OperatorReplacement
-from amc.errors import UserError
+from amc.decomposition.registry import get_operator
 from amc.export.model import export_model
-from amc.inference import fold_norms, inference_form, take_calibration
+from amc.inference import fold_norms, inference_form
 from amc.knobs import BITS, BitsKnob, WidthKnob
-from amc.network import Network, trace
+from amc.network import Network
 from amc.package import Architecture, Package, file_bytes, load_package, save_package
 from amc.package_form import packed_form
 from amc.policy import CompressionPolicy, LayerDecision
-from amc.pruning.importance import rank_channels
 from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d
 from amc.quantization.uniform import NOT_QUANTIZED
-from amc.recovery.calibrate import calibrate
 from amc.space import Partial, Space
 from envs.operators import make_operator_knobs
 from envs.problem_config import ProblemConfig
-from envs.walk import Walk
-
-ALL = tuple(OPERATORS)
-SIZE_BITS = (2, 3, 4, 5, 6, 7)
-
-
-class Mixed(nn.Module):
-    """Every kind of layer, a residual sum and a stride."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.inner = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU())
-        self.outer = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
-        self.wide = nn.Sequential(
-            nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()
-        )
-        self.depth = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU())
-        self.point = nn.Sequential(nn.Conv2d(12, 10, 1), nn.ReLU())
-        self.last = nn.Linear(10, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        x = torch.relu(x + self.outer(self.inner(x)))
-        return self.last(self.point(self.depth(self.wide(x))).mean((2, 3)))
+from tests.operator_pieces import (
+    ALL,
+    BOTH,
+    SIZE_BITS,
+    calibrated,
+    compressors,
+    executed_macs,
+    mixed_network,
+    policy_with,
+    random_policies,
+    space_of,
+    walk_under,
+)
 
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    torch.manual_seed(0)
-    model = Mixed()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.2)
-    return trace(model.eval(), torch.zeros(1, 3, 8, 8))
-
-
-def space_of(
-    network: Network,
-    operators: tuple[str, ...] = ALL,
-    weight_bits: tuple[int, ...] = (NOT_QUANTIZED,),
-    activation_bits: tuple[int, ...] = (NOT_QUANTIZED,),
-) -> Space:
-    choice = OperatorKnob(network, operators)
-    bits = (
-        BitsKnob("weight_bits", network, weight_bits),
-        BitsKnob("activation_bits", network, activation_bits),
-    )
-    return Space(network, (choice, AmountKnob(choice), WidthKnob(), *bits))
-
-
-def walk_under(space: Space, **fractions: float) -> Walk:
-    costs = symbolic_costs(space)
-    original = {name: cost.of(space.original()) for name, cost in costs.items()}
-    budgets = [Budget(costs[n], share * original[n], original[n]) for n, share in fractions.items()]
-    check_reachable(budgets, space)
-    live = frozenset[str]().union(*(budget.cost.knobs for budget in budgets))
-    return Walk(space, budgets, live, budgets[0].cost)
-
-
-def random_policy(walk: Walk, rng: np.random.Generator) -> CompressionPolicy:
-    walk.reset()
-    for _ in range(walk.length):
-        walk.step(rng.uniform(-1, 1, walk.action_size))
-    return walk.policy()
-
-
-def random_policies(walk: Walk, count: int) -> list[CompressionPolicy]:
-    rng = np.random.default_rng(0)
-    return [random_policy(walk, rng) for _ in range(count)]
-
-
-def compressors(network: Network) -> list:
-    pruning = ChannelPruning(rank_channels(network, "l2"))
-    return [
-        pruning,
-        OperatorReplacement(pruning.kept),
-        WeightQuantization(BitsKnob("weight_bits", network, BITS)),
-        ActivationQuantization(BitsKnob("activation_bits", network, BITS)),
-    ]
-
-
-def executed_macs(model: nn.Module, x: Tensor) -> int:
-    total = 0
-
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal total
-        total += layer.weight[0].numel() * output[0].numel()  # type: ignore[union-attr, index]
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        model(x[:1])
-    return total
+    return mixed_network()
 
 
 def test_layers_that_no_operator_fits_offer_none(network: Network):
@@ -250,29 +167,6 @@ def completions(space: Space, partial: Partial, rows: list[int]) -> list[np.ndar
     return [each.values for each in found]
 
 
-def policy_with(network: Network, operators: dict[str, tuple[str, int]], **values: int) -> CompressionPolicy:
-    decisions = []
-    for layer in network.layers:
-        operator, amount = operators.get(layer.name, ("original", 0))
-        own = {**values, **({"amount": amount} if amount else {})}
-        if operator == "clustered-kernels":
-            own["weight_bits"] = NOT_QUANTIZED
-        decisions.append(LayerDecision(layer.name, own, operator))
-    return CompressionPolicy(network.fingerprint, tuple(decisions))
-
-
-BOTH = {"inner.0": ("clustered-kernels", 4), "outer.0": ("filter-groups", 2), "wide.0": ("filter-groups", 4)}
-
-
-def calibrated(network: Network, policy: CompressionPolicy) -> nn.Module:
-    torch.manual_seed(1)
-    model = apply(policy, network, compressors(network))
-    fast = inference_form(model)
-    calibrate(fast, [torch.randn(32, 3, 8, 8) for _ in range(3)])
-    take_calibration(model, fast)
-    return model
-
-
 @pytest.mark.parametrize("bits", [{}, {"weight_bits": 4, "activation_bits": 8}], ids=["floats", "integers"])
 def test_the_form_that_is_scored_computes_what_the_model_does(network: Network, bits: dict[str, int]):
     model = calibrated(network, policy_with(network, BOTH, **bits))
@@ -388,49 +282,6 @@ def test_without_operators_nothing_changes(network: Network):
     assert make_operator_knobs(ProblemConfig(), network) == ((), ())
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"operators": ("depthwise",)}, "no operator 'depthwise'"),
-        ({"operators": ("filter-groups", "filter-groups")}, "names one twice"),
-    ],
-)
-def test_bad_operators_are_refused_at_once(settings: dict, message: str):
-    with pytest.raises(UserError, match=message):
-        ProblemConfig(**settings)
-
-
-def test_operators_beside_single_weights_are_refused(network: Network):
-    config = ProblemConfig(budget=("nonzeros=0.5",), operators=("filter-groups",))
-    with pytest.raises(UserError, match="cannot be chosen under nonzeros"):
-        make_operator_knobs(config, network)
-
-
-@pytest.mark.parametrize(
-    ("operators", "message"),
-    [
-        ({"point.0": ("filter-groups", 2)}, "single element"),
-        ({"wide.0": ("filter-groups", 3)}, "amount 3, which is not legal"),
-    ],
-)
-def test_policies_that_cannot_be_are_refused(network: Network, operators: dict, message: str):
-    with pytest.raises(UserError, match=message):
-        apply(policy_with(network, operators), network, compressors(network))
-
-
-def test_an_amount_that_the_search_does_not_know_is_refused():
-    """Ranks come by the hundred, of which a search knows a few; between them is no other cost."""
-    conv = nn.Conv2d(24, 24, 3, padding=1)
-    network = trace(nn.Sequential(conv, nn.Flatten(), nn.Linear(24 * 16, 3)).eval(), torch.zeros(1, 24, 4, 4))
-    space = space_of(network, ("channel-svd",))
-    known, legal = space.choice.amounts["0"][1], get_operator("channel-svd").amounts(conv)
-    foreign = next(amount for amount in legal if amount not in known)
-    for amount in known:
-        space.table(policy_with(network, {"0": ("channel-svd", amount)}))
-    with pytest.raises(UserError, match=f"by channel-svd with amount {foreign}, which this search does not"):
-        space.table(policy_with(network, {"0": ("channel-svd", foreign)}))
-
-
 @pytest.mark.parametrize("limit", [10**9, 3600, 0])
 def test_kept_fits_stay_within_their_bytes(limit: int):
     kept, made = KeptFits(limit), list[int]()
@@ -443,17 +294,3 @@ def test_kept_fits_stay_within_their_bytes(limit: int):
         assert kept.of(width, lambda w=width: fit(w)).in_features == width
         assert kept.size <= limit and kept.size == sum(400 * w for w in {3, 4, 5} if w in kept)
     assert made == {10**9: [3, 4, 5], 3600: [3, 4, 5, 4], 0: [3, 4, 3, 5, 3, 4]}[limit]
-
-
-def test_bits_for_weights_that_are_not_there_are_refused(network: Network):
-    policy = policy_with(network, BOTH).to_json()
-    for decision in policy["decisions"]:
-        decision["values"]["weight_bits"] = 4
-    with pytest.raises(UserError, match="weight_bits = 4, but clustered-kernels leaves no weights"):
-        apply(CompressionPolicy.from_json(policy, "a test"), network, compressors(network))
-
-
-def test_a_policy_is_not_carried_out_without_its_operators(network: Network):
-    pruning = ChannelPruning(rank_channels(network, "l2"))
-    with pytest.raises(UserError, match="nothing here carries that out"):
-        apply(policy_with(network, BOTH), network, [pruning])

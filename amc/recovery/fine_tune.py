@@ -187,18 +187,6 @@ def fine_tune(
     _check_schedule(recipe.epochs, refit_every, float_epochs, calibration)
     pause_quantizers(model, start_epoch < float_epochs)
 
-    def after_step(done: int, total: int) -> None:
-        if done % refit_every == 0 or done == total:
-            refit_weight_scales(model)
-        if on_step is not None:
-            on_step(done, total)
-
-    def after_epoch(epoch: Epoch) -> None:
-        if epoch.number == float_epochs:
-            quantize_again(model, calibration)
-        if on_epoch is not None:
-            on_epoch(epoch)
-
     if distillation is None:
         distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
     held = hold_zeros(model)
@@ -209,20 +197,47 @@ def fine_tune(
             model,
             task.data,
             recipe,
-            loss=distilled(
-                knowing,
-                task.loss,
-                distillation,
-            ),
+            loss=distilled(knowing, task.loss, distillation),
             start_epoch=start_epoch,
             momentum=momentum,
-            on_step=after_step,
-            on_epoch=after_epoch,
+            on_step=_refitting(model, refit_every, on_step),
+            on_epoch=_quantizing(model, float_epochs, calibration, on_epoch),
         )
     finally:
         for handle in held:
             handle.remove()
         pause_quantizers(model, False)
+
+
+def _refitting(
+    model: nn.Module, every: int, on_step: Callable[[int, int], None] | None
+) -> Callable[[int, int], None]:
+    """What happens after a step: weights that have moved get new scales, then the caller hears of it."""
+
+    def after_step(done: int, total: int) -> None:
+        if done % every == 0 or done == total:
+            refit_weight_scales(model)
+        if on_step is not None:
+            on_step(done, total)
+
+    return after_step
+
+
+def _quantizing(
+    model: nn.Module,
+    float_epochs: int,
+    calibration: Sequence[Tensor],
+    on_epoch: Callable[[Epoch], None] | None,
+) -> Callable[[Epoch], None]:
+    """What happens after an epoch: behind the last one in floats quantization begins."""
+
+    def after_epoch(epoch: Epoch) -> None:
+        if epoch.number == float_epochs:
+            quantize_again(model, calibration)
+        if on_epoch is not None:
+            on_epoch(epoch)
+
+    return after_epoch
 
 
 def _check_schedule(epochs: int, refit_every: int, float_epochs: int, calibration: Sequence[Tensor]) -> None:
