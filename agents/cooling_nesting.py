@@ -5,6 +5,7 @@ next round traces what is left as a network of its own and prunes that. Layers k
 which are counts, need no translation; the indices of kept channels are composed.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,13 +107,12 @@ def restart(nested: Nested) -> fx.GraphModule:
     module = nested.module
     if nested.policy != in_floats(nested.policy):
         raise UserError("A quantized network cannot be compressed again: start from one in floats.")
-    for node in list(module.graph.nodes):
+    graph = copy.deepcopy(module.graph)  # the original network has the same one: see `clone_module`
+    for node in list(graph.nodes):
         if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), PointQuantizer):
             node.replace_all_uses_with(node.all_input_nodes[0])
-            module.graph.erase_node(node)
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
+            graph.erase_node(node)
+    return fx.GraphModule(module, graph, type(module).__name__).eval()
 
 
 def in_floats(policy: CompressionPolicy) -> CompressionPolicy:

@@ -124,6 +124,8 @@ def test_two_rounds_told_as_one_are_the_same_network(traced, name: str):
         assert before is None or all(set(kept[key].tolist()) <= set(before[key].tolist()) for key in kept)
         network, before = trace(restart(nested), original.example), kept
     assert costs[-1] < costs[0]
+    calls = {str(node.target) for node in original.module.graph.nodes if node.op == "call_module"}
+    assert {point.name for point in original.points} <= calls, "the original has lost its points"
 
 
 def cooled(folder: Path, budget: str = "macs=0.3", **cooling: Any) -> CooledRun:
