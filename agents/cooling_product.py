@@ -48,6 +48,7 @@ class CooledEvaluator(Evaluator):
             evaluator.calibration,
             None,
             str(evaluator.device),
+            evaluator.precision,
         )
 
     def compressed(self, policy: CompressionPolicy) -> fx.GraphModule:

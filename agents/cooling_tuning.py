@@ -61,6 +61,7 @@ def tuned(
         teacher.to(run.evaluator.device),
         run.task,
         recipe,
+        precision=run.config.problem.precision,
         start_epoch=start,
         momentum=momentum,
         on_epoch=after_epoch,

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from amc.costs.symbolic import Cost
 from amc.inference import fold_norms, inference_form, take_calibration
 from amc.network import Network
 from amc.policy import CompressionPolicy
+from amc.precision import Precision, bfloat16, computes_in_bfloat16
+from amc.quantization.modules import quantizes
 from amc.recovery.bias import correct_biases, output_means
 from amc.recovery.brief_tuning import BriefTuning
 from amc.recovery.calibrate import calibrate, has_norms
@@ -71,6 +74,8 @@ class Evaluator:
         calibration: augmented unlabeled batches, disjoint from the reward split.
         latency: measures milliseconds, where the search asks for them.
         device: where networks are calibrated and scored.
+        precision: arithmetic in which a classifier is calibrated and scored whose activations are floats;
+            with codes little time is saved, and ranges would be rounded.
 
     Attributes:
         predict_latency: from a policy's table to the latency expected of it, where nothing is measured.
@@ -87,10 +92,12 @@ class Evaluator:
         calibration: Sequence[Tensor],
         latency: Latency | None = None,
         device: str = "cpu",
+        precision: Precision = "float32",
     ):
         self.network, self.space, self.task = network, space, task
         self.compressors, self.costs, self.latency = tuple(compressors), dict(costs), latency
         self.device = torch.device(device)
+        self.precision: Precision = precision
         self.calibration = [batch.to(self.device) for batch in calibration]
         self.predict_latency: Callable[[np.ndarray], float] | None = None
         self.tuning: BriefTuning | None = None
@@ -113,7 +120,8 @@ class Evaluator:
         """The policy's network, and the same in the form that is scored."""
         model = apply(policy, self.network, self.compressors).to(self.device)
         fast = inference_form(model)
-        calibrate(fast, self.calibration)
+        with self._arithmetic(fast):
+            calibrate(fast, self.calibration)
         take_calibration(model, fast)
         if has_norms(model):
             fold_norms(fast)
@@ -121,6 +129,11 @@ class Evaluator:
             correct_biases(model, self._wanted_means(policy), self.calibration[:1])
             fast = inference_form(model)
         return model, fast
+
+    def _arithmetic(self, fast: fx.GraphModule) -> AbstractContextManager[None]:
+        """In what the form that is scored computes."""
+        rounds = computes_in_bfloat16(self.precision, self.device)
+        return bfloat16(rounds and self.task.distillable and not quantizes(fast), self.device)
 
     def costs_of(self, policy: CompressionPolicy) -> dict[str, float]:
         """Every closed-form cost of a policy."""
@@ -138,7 +151,15 @@ class Evaluator:
         kept = {key: images for key, images in data._normalised.items() if key[0] == "reward"}
         task.data = replace(data, train=one, test=one, _normalised=kept)
         other = Evaluator(
-            self.network, self.space, task, self.compressors, {}, self.calibration, None, str(self.device)
+            self.network,
+            self.space,
+            task,
+            self.compressors,
+            {},
+            self.calibration,
+            None,
+            str(self.device),
+            self.precision,
         )
         other.tuning = self.tuning
         return other
@@ -181,7 +202,8 @@ class Evaluator:
         if self.tuning is not None:
             self.tuning(model)
             fast = inference_form(model)
-        score = self.task.score(fast, "reward")
+        with self._arithmetic(fast):
+            score = self.task.score(fast, "reward")
         return self.complete(policy, score, time.perf_counter() - start, model)
 
     def _wanted_means(self, policy: CompressionPolicy) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
     """The usual loss of a classifier, with the label smoothed over all classes by a share of it."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(x), y, label_smoothing=label_smoothing)
+        return F.cross_entropy(model(x).float(), y, label_smoothing=label_smoothing)
 
     return loss
 

@@ -326,10 +326,11 @@ def _evaluator(
         WeightQuantization(knobs[1], config.weight_quantizer),
         ActivationQuantization(knobs[2], config.activation_quantizer),
     ]
-    evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device)
+    precision = config.precision
+    evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device, precision)
     if config.tune_steps:
         teacher = network.copy().to(device)
-        evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration)
+        evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration, precision)
     return evaluator
 
 

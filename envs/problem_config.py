@@ -8,6 +8,7 @@ from amc.costs.symbolic import ALIASES, KNOBS_OF
 from amc.decomposition.registry import get_operator
 from amc.errors import UserError
 from amc.knobs import BITS, WidthKnob
+from amc.precision import Precision
 from amc.quantization.registry import QuantizerNames, activation_quantizer, weight_quantizer
 from envs.budget_range import is_range, spread
 
@@ -83,6 +84,9 @@ class ProblemConfig:
     tune_steps: int = 0
     """SGD steps of 64 images, taught by the original, before each policy is scored: where all un-tuned
     networks are near chance, a few dozen tell which ones learn."""
+    precision: Precision = "auto"
+    """Arithmetic in which classifiers without quantized activations are scored: float32, bfloat16, or auto,
+    which is bfloat16 on a CPU with instructions for it, nearly twice as fast. Final scores are in float32."""
     reward_images: int = 2000
     """Images of the reward split that score each policy."""
     calibration_images: int = 1000

@@ -17,8 +17,9 @@ from amc.data import load_data
 from amc.errors import UserError
 from amc.models import build_model, load_weights, save_weights
 from amc.models.weights import Store
+from amc.precision import Precision, computes_in_bfloat16, loss_in_bfloat16
 from amc.tasks import ClassificationTask, ModelCheck, Task, load_task
-from amc.training import Epoch, Recipe, fit
+from amc.training import Epoch, Loss, Recipe, cross_entropy, device_of, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console, run
 
@@ -63,6 +64,9 @@ class Pretrain:
     """CPU threads; 0 leaves the choice to PyTorch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
+    precision: Precision = "auto"
+    """Arithmetic of a classifier's training: float32, bfloat16, or auto, which is bfloat16 on a CPU with
+    instructions for it: twice as fast there."""
     holdout: bool = True
     """Keep the reward images of later searches out of the training; --no-holdout trains on them too."""
     out: Path = Path("weights.safetensors")
@@ -185,8 +189,10 @@ def train(
 ) -> None:
     """Run the loop under a progress bar and keep a checkpoint after every epoch."""
     data = task.data if options.holdout else task.data.without_holdout()
-    # Without a loss, `fit` takes cross-entropy with the recipe's smoothing.
-    loss = None if isinstance(task, ClassificationTask) else task.loss
+    loss: Loss = task.loss
+    if isinstance(task, ClassificationTask):
+        rounds = computes_in_bfloat16(options.precision, device_of(model))
+        loss = loss_in_bfloat16(cross_entropy(recipe.label_smoothing), lambda _: rounds)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console()) as progress:
         bar = progress.add_task(f"epoch {start + 1}/{recipe.epochs}")

@@ -196,6 +196,7 @@ class Proxies:
                 problem.costs,
                 calibration,
                 device=str(self._device),
+                precision=problem.evaluator.precision,
             )
             for name, refit in refits.items()
         }
@@ -243,7 +244,8 @@ def tuned_score(options: ProxyCorrelation, problem: Problem, model: fx.GraphModu
         weight_decay=1e-4,
         seed=options.seed,
     )
-    fine_tune(model, teacher, with_train_images(problem.task, options), recipe)
+    task, precision = with_train_images(problem.task, options), problem.evaluator.precision
+    fine_tune(model, teacher, task, recipe, precision=precision)
     settle_statistics(model, problem.task, problem.evaluator.calibration)
     return score(problem.task, model)
 

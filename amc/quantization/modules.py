@@ -133,6 +133,12 @@ def pause_quantizers(model: nn.Module, paused: bool) -> None:
             module.paused = paused
 
 
+def quantizes(model: nn.Module) -> bool:
+    """Whether anything is quantized in a forward pass now."""
+    parts = (module for module in model.modules() if isinstance(module, Quantizer))
+    return any(part.bits != uniform.NOT_QUANTIZED and not part.paused for part in parts)
+
+
 def recalibrate(model: nn.Module) -> None:
     """Let the next forward pass fit every quantization point anew, in place."""
     for module in model.modules():

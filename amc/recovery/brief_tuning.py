@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from amc.errors import UserError
+from amc.precision import Precision
 from amc.recovery.calibrate import calibrate
 from amc.recovery.fine_tune import RememberingTeacher, fine_tune, teaching_form
 from amc.tasks.base import Task
@@ -31,12 +32,20 @@ class BriefTuning:
         steps: SGD steps of 64 images; images are met again where there are too few, and the last pass over
             them is a whole one.
         calibration: unlabeled batches for ranges and batch-norm statistics behind the training.
+        precision: arithmetic of the training.
 
     Raises:
         UserError: there are less than 64 training images.
     """
 
-    def __init__(self, teacher: nn.Module, task: Task, steps: int, calibration: Sequence[Tensor]):
+    def __init__(
+        self,
+        teacher: nn.Module,
+        task: Task,
+        steps: int,
+        calibration: Sequence[Tensor],
+        precision: Precision = "float32",
+    ):
         available = len(task.data.train) // BATCH_SIZE
         if not available:
             raise UserError(
@@ -51,6 +60,7 @@ class BriefTuning:
         self._teacher = RememberingTeacher(teaching_form(teacher))
         self._recipe = Recipe(epochs, BATCH_SIZE, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self._calibration = calibration
+        self._precision: Precision = precision
 
     def __call__(self, model: fx.GraphModule) -> None:
         """Train a compressed and calibrated network, in place; ends calibrated again."""
@@ -62,5 +72,6 @@ class BriefTuning:
             settings,
             float_epochs=settings.epochs,
             calibration=self._calibration,
+            precision=self._precision,
         )
         calibrate(model, self._calibration)

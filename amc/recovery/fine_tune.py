@@ -16,11 +16,13 @@ from torch.nn import functional as F
 
 from amc.errors import UserError
 from amc.inference import fold_norms, inference_form
+from amc.precision import Precision, computes_in_bfloat16, loss_in_bfloat16
 from amc.pruning.fine_grained import hold_zeros
 from amc.quantization.modules import (
     QuantizedConv2d,
     QuantizedLinear,
     pause_quantizers,
+    quantizes,
     recalibrate,
 )
 from amc.recovery.calibrate import calibrate
@@ -64,7 +66,7 @@ def teaching_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
         teacher: logits [B, classes].
         temperature: T.
     """
-    said, wanted = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    said, wanted = (F.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
     return temperature**2 * F.kl_div(said, wanted, reduction="batchmean", log_target=True)
 
 
@@ -151,6 +153,7 @@ def fine_tune(
     refit_every: int = REFIT_EVERY,
     float_epochs: int = 0,
     calibration: Sequence[Tensor] = (),
+    precision: Precision = "float32",
     start_epoch: int = 0,
     momentum: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -173,6 +176,7 @@ def fine_tune(
         float_epochs: epochs at the start in which nothing is quantized, which cost about half as much; scales
             and ranges are fitted anew behind them.
         calibration: augmented unlabeled batches [N, ...] that the ranges are then fitted on.
+        precision: arithmetic of classifiers while nothing is quantized; codes are trained in float32.
         start_epoch: epochs that are done already; with `momentum`, an interrupted training goes on exactly.
         momentum: SGD's buffers at that point (`Epoch.momentum`).
         on_step: called with (steps done, steps in total) after each step.
@@ -189,6 +193,11 @@ def fine_tune(
 
     if distillation is None:
         distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
+    allowed = task.distillable and computes_in_bfloat16(precision, device_of(model))
+
+    def rounds(network: nn.Module) -> bool:
+        return allowed and not quantizes(network)
+
     held = hold_zeros(model)
     answering = teaching_form(teacher)
     knowing = RememberingTeacher(answering) if recipe.views else answering
@@ -197,7 +206,7 @@ def fine_tune(
             model,
             task.data,
             recipe,
-            loss=distilled(knowing, task.loss, distillation),
+            loss=loss_in_bfloat16(distilled(knowing, task.loss, distillation), rounds),
             start_epoch=start_epoch,
             momentum=momentum,
             on_step=_refitting(model, refit_every, on_step),

@@ -1,0 +1,87 @@
+"""Arithmetic in bfloat16: where it is used, and what stays in float32."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc import precision
+from amc.precision import bfloat16, computes_in_bfloat16, loss_in_bfloat16
+from amc.quantization.modules import ActivationQuantizer, pause_quantizers, quantizes
+from amc.recovery.fine_tune import Distillation, fine_tune
+from amc.training import Recipe
+from tests.test_run import tiny_model, tiny_task
+
+
+class Watched(nn.Module):
+    """Notes the type that a convolution in front of the model computes in."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.seen = model, set[torch.dtype]()
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first.register_forward_hook(lambda _, __, out: self.seen.add(out.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out
+
+
+@pytest.mark.parametrize("native", [frozenset(), frozenset({"avx512_bf16"})])
+def test_auto_follows_the_cpu(monkeypatch, native):
+    monkeypatch.setattr(precision, "cpu_features", lambda: frozenset({"avx2"}) | native)
+    assert computes_in_bfloat16("auto", "cpu") == bool(native)
+    assert computes_in_bfloat16("bfloat16", "cpu") and not computes_in_bfloat16("float32", "cpu")
+    assert not computes_in_bfloat16("auto", "cuda")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_only_what_is_computed_inside_is_in_bfloat16(enabled):
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    with bfloat16(enabled):
+        out = layer(x)
+    assert out.dtype == (torch.bfloat16 if enabled else torch.float32)
+    assert layer.weight.dtype == layer(x).dtype == torch.float32
+    out.float().sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+
+
+def test_a_loss_is_rounded_where_it_is_wanted():
+    wanted = []
+    seen = Watched(tiny_model())
+    loss = loss_in_bfloat16(lambda model, x, y: model(x).float().sum(), lambda _: bool(wanted))
+    loss(seen, torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
+    assert seen.seen == {torch.float32}
+    wanted.append(True)
+    loss(seen, torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
+    assert seen.seen == {torch.float32, torch.bfloat16}
+
+
+def test_codes_are_trained_in_float32_and_what_is_before_them_in_bfloat16():
+    point = ActivationQuantizer(4)
+    model = nn.Sequential(point, *tiny_model().children())
+    point.fit(torch.rand(8))
+    assert quantizes(model)
+    pause_quantizers(model, True)
+    assert not quantizes(model)
+    pause_quantizers(model, False)
+    seen, task = Watched(model), tiny_task()
+    recipe, images = Recipe(epochs=2, batch_size=32, lr=0.01), [task.calibration(32)[0]]
+    types: list[set[torch.dtype]] = []
+
+    def after_epoch(_: object) -> None:
+        types.append({*seen.seen})
+        seen.seen.clear()
+
+    fine_tune(
+        seen,
+        tiny_model(),
+        task,
+        recipe,
+        Distillation(alpha=0.0),
+        float_epochs=1,
+        calibration=images,
+        precision="bfloat16",
+        on_epoch=after_epoch,
+    )
+    assert torch.bfloat16 in types[0] and types[1] == {torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in seen.parameters())
