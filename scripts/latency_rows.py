@@ -18,14 +18,15 @@ CURVE_BUDGETS = ("0.5", "0.35", "0.25", "0.2")
 TUNED_BUDGETS, TUNED_EPOCHS = ("0.35", "0.25", "0.2"), 5
 HEADLINES = (
     ("resnet56", "openvino", "0.2", "blocks"),
+    ("resnet56", "litert", "0.2", "blocks"),
+    ("resnet56", "litert", "0.125", "blocks"),
     ("resnet56", "openvino", "0.2"),
     ("resnet20", "openvino", "0.2"),
-    ("resnet56", "litert", "0.125", "blocks"),
 )
-HEADLINE_EPOCHS, BLOCKS_EPOCHS, HEADLINE_PROCESSES = 8, 20, 12
+HEADLINE_EPOCHS, BLOCKS_EPOCHS, HEADLINE_PROCESSES = 12, 12, 12
 """A network of a third of the blocks trains twice as fast as one of half the channels."""
-BLOCKS_DEPTH, BLOCKS_STEPS = 0.34, 60
-"""Share of the residual blocks around which `blocks` searches, and steps of training before each score."""
+BLOCKS_STEPS = 60
+"""Steps of training before each score of a search that may leave blocks out."""
 LABELS = {
     "avx512_vnni": "avx512-vnni",
     "avx_vnni": "avx-vnni",
@@ -162,14 +163,18 @@ def source(options: LatencyResults, network: str) -> SourceConfig:
     )
 
 
-def search_config(options: LatencyResults, spec: Spec, fraction: float, bits: tuple[int, ...]) -> RunConfig:
-    """A search under a fraction of the original's latency; `bits` for all layers, none for the target's."""
+def search_config(
+    options: LatencyResults, spec: Spec, fraction: float, bits: tuple[int, ...], depth: float = 1.0
+) -> RunConfig:
+    """A search under a fraction of the original's latency; `bits` for all layers, none for the target's.
+
+    Where blocks may be left out, `depth` is the share of them around which it searches.
+    """
     problem = ProblemConfig(
         budget=(f"latency={fraction:g}",), target=spec.target, weight_bits=bits, activation_bits=bits
     )
     if spec.variant == "blocks":
-        depth, steps = BLOCKS_DEPTH, BLOCKS_STEPS
-        problem = replace(problem, drop_blocks=True, reference_depth=depth, tune_steps=steps)
+        problem = replace(problem, drop_blocks=True, reference_depth=depth, tune_steps=BLOCKS_STEPS)
     settings = SearchConfig(evaluations=options.evaluations)
     return RunConfig(source(options, spec.network), problem, AgentConfig(seed=0), settings)
 

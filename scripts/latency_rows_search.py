@@ -20,6 +20,8 @@ from scripts.latency_rows import (
 from scripts.results_runs import Figures, Unreachable, searched
 
 FLOATS = (NOT_QUANTIZED,)
+DEPTH_SHARE = 0.9
+"""Of a budget: what the first policy spends on depth, the rest being for the layers that no block holds."""
 
 
 def joint_row(options: LatencyResults, spec: Spec) -> Figures:
@@ -87,10 +89,19 @@ def joint_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
     """
     with get_target(spec.target) as target:
         pays = 8 in target.fast_bits
-    config = search_config(options, spec, float(spec.budget), () if pays else FLOATS)
     kind = "blocks" if spec.variant == "blocks" else "joint" if pays else "prune"
-    with searched(run_folder(options, spec, kind), config) as run:
+    folder = run_folder(options, spec, kind)
+    # A search that has begun keeps the depth that it began with.
+    depth = affordable_depth(options, spec) if kind == "blocks" and not folder.exists() else 1.0
+    config = search_config(options, spec, float(spec.budget), () if pays else FLOATS, depth)
+    with searched(folder, config) as run:
         yield run
+
+
+def affordable_depth(options: LatencyResults, spec: Spec) -> float:
+    """About the share of the blocks that keeps the budget with all channels, in the format that pays."""
+    fastest = min(int8(options, spec)["latency_ratio"], 1.0)
+    return round(min(1.0, DEPTH_SHARE * float(spec.budget) / fastest), 2)
 
 
 def search_figures(run: Run) -> Figures:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from amc.costs.latency.parts import Class, Replacements, class_of, rounded
+from amc.costs.latency.parts import Class, Replacements, block_of, class_of, rounded
 from amc.costs.latency.tensors import find_tensors
 from amc.costs.symbolic import Geometry
 from amc.decomposition.knobs import ORIGINAL
@@ -20,7 +20,7 @@ from amc.quantization.uniform import NOT_QUANTIZED
 from amc.space import Space
 
 LAYER_FEATURES = 9
-"""Of a layer: MACs with input and output channels rounded up to the target's step and to twice that (four
+"""Of a layer: MACs with input and output channels rounded up to the target's step and to its block (four
 combinations), elements read, elements written (with both roundings), and 1."""
 
 FORMATS = 2
@@ -128,8 +128,9 @@ class LatencyFeatures:
         """The features of every layer as if nothing replaced it, float64 [points, 9]."""
         geometry, widths = self.geometry, table[:, self.space.column("width")].astype(float)
         channels = np.where(self._depthwise, widths, geometry.inputs(table))
-        inputs = [rounded(channels, step), rounded(channels, 2 * step)]
-        outputs = [rounded(widths, step), rounded(widths, 2 * step)]
+        block = block_of(step)
+        inputs = [rounded(channels, step), rounded(channels, block)]
+        outputs = [rounded(widths, step), rounded(widths, block)]
         macs = [
             np.where(self._depthwise, 1.0, read) * written * geometry.kernel * geometry.pixels
             for read in inputs
