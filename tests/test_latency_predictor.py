@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from amc.compress import ActivationQuantization, ChannelPruning, Compressor, WeightQuantization, apply
 from amc.costs.latency.cost import LatencyCost
 from amc.costs.latency.features import FORMATS, LAYER_FEATURES, LatencyFeatures
+from amc.costs.latency.parts import block_of, rounded
 from amc.costs.latency.predictor import LatencyPredictor, Sample, _interval
 from amc.costs.latency.sampling import random_table
 from amc.costs.latency.tensors import find_tensors
@@ -119,6 +120,14 @@ def test_features_grow_with_every_width(traced: Traced, name: str):
             wider = table.copy()
             wider[space.decider[:, 0] == row, 0] = space.legal(int(row), 0)[-1]
             assert (features.of(wider) >= before - 1e-6).all()
+
+
+@pytest.mark.parametrize(("step", "jumps"), [(1, [16, 32]), (4, [16, 32]), (8, [16, 32]), (16, [32])])
+def test_features_jump_where_a_register_is_full(step: int, jumps: list[int]):
+    """Also where the target has found no step of its own that suits all layers."""
+    widths = np.arange(step, 49, step)
+    blocks = rounded(widths, block_of(step))
+    assert widths[:-1][np.diff(blocks) > 0].tolist() == jumps
 
 
 @pytest.mark.parametrize("name", NETWORKS)

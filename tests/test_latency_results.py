@@ -9,7 +9,7 @@ import pytest
 from amc.costs.latency.predictor import Sample
 from amc.errors import UserError
 from amc.targets.calibration import Curve, Profile
-from scripts import latency_page, latency_results
+from scripts import latency_page, latency_results, latency_rows_search
 from scripts.cli import exit_code
 from scripts.latency_rows import (
     BLOCKS_EPOCHS,
@@ -21,6 +21,7 @@ from scripts.latency_rows import (
     command,
     plan,
 )
+from scripts.latency_rows_search import affordable_depth
 from scripts.latency_rows_targets import by_format, correlations, subject, weight_bits_of
 from scripts.latency_words import verdict
 
@@ -247,3 +248,20 @@ def test_correlation_of_a_power_law_is_perfect() -> None:
     counted = [0.1, 0.3, 0.7, 0.9]
     found = correlations(counted, [value**1.5 for value in counted])
     assert found["pearson_log"] == pytest.approx(1) and found["spearman"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("fastest", "budget", "depth"), [(0.27, "0.2", 0.67), (0.5, "0.2", 0.36), (0.1, "0.2", 1.0)]
+)
+def test_searches_without_blocks_start_from_the_depth_that_the_budget_affords(
+    monkeypatch, fastest, budget, depth
+):
+    monkeypatch.setattr(latency_rows_search, "int8", lambda options, spec: {"latency_ratio": fastest})
+    spec = Spec("headline", "resnet56", "litert", "0.2", "blocks")
+    assert affordable_depth(LatencyResults(), spec) == depth
+
+
+def test_where_int8_is_slower_the_depth_is_that_of_floats(monkeypatch):
+    monkeypatch.setattr(latency_rows_search, "int8", lambda options, spec: {"latency_ratio": 1.2})
+    spec = Spec("headline", "resnet56", "litert", "0.2", "blocks")
+    assert affordable_depth(LatencyResults(), spec) == pytest.approx(0.18)
