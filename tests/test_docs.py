@@ -32,9 +32,9 @@ def test_the_environment_keeps_its_contract(capsys):
     assert "of the MACs" in capsys.readouterr().out
 
 
-def test_measuring_calls_a_difference_within_the_noise_none(capsys):
+def test_measuring_calls_a_difference_within_the_noise_none_and_knows_its_arithmetic(capsys):
     run("measuring.md")
-    assert capsys.readouterr().out == "no difference\n"
+    assert capsys.readouterr().out == "no difference\nFalse True\n"
 
 
 def test_the_log_holds_what_tensorboard_draws(capsys):
