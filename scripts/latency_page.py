@@ -12,7 +12,7 @@ from amc.files import write_atomically
 from scripts.cli import run
 from scripts.latency_page_targets import arm, predictor, profiles
 from scripts.latency_plots import Points, curves_png
-from scripts.latency_rows import BLOCKS_EPOCHS, BLOCKS_STEPS, HEADLINE_EPOCHS, TUNED_EPOCHS, plan
+from scripts.latency_rows import BLOCKS_STEPS, HEADLINE_EPOCHS, TUNED_EPOCHS, plan
 from scripts.latency_words import (
     Row,
     comparison,
@@ -150,7 +150,7 @@ class Page:
         """Points of each panel by series."""
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
         tuned = (tuned_name(epochs) for epochs in (TUNED_EPOCHS, HEADLINE_EPOCHS))
-        names = ("joint", "uniform", "int8 only", *tuned, tuned_name(BLOCKS_EPOCHS, True))
+        names = ("joint", "uniform", "int8 only", *tuned, tuned_name(HEADLINE_EPOCHS, True))
         for row in rows:
             panel = panels.setdefault(
                 f"{row['network']}, {row['target']} ({row['label']})", {name: [] for name in names}

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.latency_rows import BLOCKS_EPOCHS, HEADLINE_EPOCHS, TUNED_EPOCHS
+from scripts.latency_rows import HEADLINE_EPOCHS, TUNED_EPOCHS
 from scripts.latency_words import tuned_name
 
 BLUE, ORANGE, GREY, GREEN = "#3b7dd8", "#e8710a", "#8a8f98", "#2a9d5c"
@@ -19,7 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "int8 only": {"color": ORANGE, "marker": "D", "linestyle": "none", "markersize": 7},
     tuned_name(TUNED_EPOCHS): {"color": GREEN, "marker": "^", "linestyle": "none", "markersize": 7},
     tuned_name(HEADLINE_EPOCHS): {"color": GREEN, "marker": "*", "linestyle": "none", "markersize": 13},
-    tuned_name(BLOCKS_EPOCHS, True): {"color": BLUE, "marker": "*", "linestyle": "none", "markersize": 13},
+    tuned_name(HEADLINE_EPOCHS, True): {"color": BLUE, "marker": "*", "linestyle": "none", "markersize": 13},
 }
 OTHER = {"color": "black", "marker": "*", "linestyle": "none", "markersize": 13}
 """Rows made when the epochs were others."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agents.run import Run
+from agents.run_config import CONFIG_FILE
 from agents.source import load_source, prepare_device
 from amc.policy import REMOVED, CompressionPolicy
 from amc.quantization.uniform import NOT_QUANTIZED
@@ -92,7 +93,9 @@ def joint_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
     kind = "blocks" if spec.variant == "blocks" else "joint" if pays else "prune"
     folder = run_folder(options, spec, kind)
     # A search that has begun keeps the depth that it began with.
-    depth = affordable_depth(options, spec) if kind == "blocks" and not folder.exists() else 1.0
+    depth = (
+        affordable_depth(options, spec) if kind == "blocks" and not (folder / CONFIG_FILE).exists() else 1.0
+    )
     config = search_config(options, spec, float(spec.budget), () if pays else FLOATS, depth)
     with searched(folder, config) as run:
         yield run

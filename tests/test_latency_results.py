@@ -12,7 +12,6 @@ from amc.targets.calibration import Curve, Profile
 from scripts import latency_page, latency_results, latency_rows_search
 from scripts.cli import exit_code
 from scripts.latency_rows import (
-    BLOCKS_EPOCHS,
     HEADLINE_EPOCHS,
     TUNED_EPOCHS,
     VARIANTS,
@@ -85,8 +84,6 @@ def made_up(options: LatencyResults, spec: Spec) -> dict:
         return {"joint": POLICY, "uniform": {**POLICY, "test_accuracy": 0.8}}
     if spec.variant == "prune":
         return {"unreachable": "The budget cannot be reached."}
-    if spec.part == "headline" and spec.variant == "blocks":
-        return {**TUNED, "epochs": BLOCKS_EPOCHS}
     figures = {"predictor": PREDICTOR, "headline": TUNED, "profile": PROFILE, "arm": ARM, "joint": POLICY}
     return figures.get(spec.part, {**TUNED, "epochs": TUNED_EPOCHS})
 
