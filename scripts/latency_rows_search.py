@@ -92,10 +92,8 @@ def joint_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
         pays = 8 in target.fast_bits
     kind = "blocks" if spec.variant == "blocks" else "joint" if pays else "prune"
     folder = run_folder(options, spec, kind)
-    # A search that has begun keeps the depth that it began with.
-    depth = (
-        affordable_depth(options, spec) if kind == "blocks" and not (folder / CONFIG_FILE).exists() else 1.0
-    )
+    begun = (folder / CONFIG_FILE).exists()  # and keeps the depth that it began with
+    depth = affordable_depth(options, spec) if kind == "blocks" and not begun else 1.0
     config = search_config(options, spec, float(spec.budget), () if pays else FLOATS, depth)
     with searched(folder, config) as run:
         yield run
