@@ -12,10 +12,6 @@ ELITE_SHARE = 0.5
 
 ELITES = 5
 
-PERTURBED = 20
-"""Decisions, in the mean, in which a candidate around one of the best episodes departs from it. With noise on
-all of many, nothing near a good policy would ever be tried (as in TuRBO, Eriksson et al., NeurIPS 2019)."""
-
 TRIES = 8
 """Candidates, from the best on, among which one is looked for that has not been executed yet."""
 
@@ -43,12 +39,7 @@ def draw_candidates(
     best = told[np.argsort(-values, kind="stable")[:ELITES]]
     chosen = best[rng.integers(len(best), size=around_best)]
     centres = np.concatenate([np.repeat(own[None], count - around_best, axis=0), chosen])
-    noisy = truncated_normal(rng, centres, sigma)
-    decisions = int((told != told[:1]).any(axis=0).sum())
-    if decisions > PERTURBED:
-        kept = rng.random(chosen.shape) >= PERTURBED / decisions
-        noisy[len(noisy) - around_best :][kept] = chosen[kept]
-    return noisy
+    return truncated_normal(rng, centres, sigma)
 
 
 def most_promising(candidates: np.ndarray, process: GaussianProcess) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from agents.config import AgentConfig
 from agents.credit import softened
 from agents.gaussian_process import GaussianProcess
 from agents.off_policy import OffPolicySearcher
-from agents.screening import ELITE_SHARE, PERTURBED, TRIES, draw_candidates, most_promising
+from agents.screening import ELITE_SHARE, TRIES, draw_candidates, most_promising
 from agents.searcher import make_searcher
 from tests.test_search import ToyEvaluate, ToyWalk, outcome, run, toy_actions
 
@@ -79,26 +79,6 @@ def test_candidates_lie_around_the_actor_and_around_the_best_episodes():
     assert candidates.shape == (100, 1, 1) and candidates.dtype == np.float32
     assert np.abs(candidates[:around_own]).max() < 0.05
     assert candidates[around_own:].min() > np.sort(values)[-5] - 0.05
-
-
-@pytest.mark.parametrize("idle", [0, 40])
-def test_of_many_decisions_only_some_depart_from_a_good_episode(idle: int):
-    """Entries that no episode has ever used, such as bits under MACs, are no decisions."""
-    rng = np.random.default_rng(0)
-    live = 200
-    told = np.zeros((6, live + idle, 1), np.float32)
-    told[:, :live] = rng.uniform(-1, 1, (6, live, 1))
-    candidates = draw_candidates(rng, np.zeros_like(told[0]), told, np.arange(6.0), 400, 0.1)
-    around_best = candidates[int(400 * (1 - ELITE_SHARE)) :, :live]
-    departures = [(best[:live] != around_best).sum(axis=(1, 2)) for best in told[1:]]
-    assert np.min(departures, axis=0).mean() == pytest.approx(PERTURBED, rel=0.1)
-
-
-def test_of_few_decisions_all_depart_from_a_good_episode():
-    told = np.random.default_rng(0).uniform(-1, 1, (6, PERTURBED, 1)).astype(np.float32)
-    own = np.zeros((PERTURBED, 1), np.float32)
-    candidates = draw_candidates(np.random.default_rng(1), own, told, np.arange(6.0), 100, 0.1)
-    assert all((best != candidates).all() for best in told)
 
 
 def test_the_most_promising_come_first(drawn: np.ndarray):
