@@ -22,11 +22,12 @@ from amc.models import build_model, save_weights
 from amc.models.registry import check_fits
 from amc.models.weights import write_tensors
 from amc.network import trace
+from amc.precision import Precision, computes_in_bfloat16, loss_in_bfloat16
 from amc.recovery.label_estimate import LabelEstimate, load_estimate, save_estimate
 from amc.recovery.pseudo_labels import answered, iterate_pseudo_labels
 from amc.recovery.saas import PAPER, Saas, infer_labels
 from amc.tasks import ClassificationTask
-from amc.training import Epoch, Recipe, fit
+from amc.training import Epoch, Recipe, cross_entropy, device_of, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console
 
@@ -130,6 +131,7 @@ class Bench:
         few: what may be seen of it.
         hidden: labels of the unlabeled images, int64 [U]; they score, and teach the arm `full` alone.
         model: with random weights, on its device.
+        precision: arithmetic of all trainings.
     """
 
     options: FewLabelsOptions
@@ -138,16 +140,24 @@ class Bench:
     few: FewLabels
     hidden: Tensor
     model: nn.Module
+    precision: Precision
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a continued training must share with the interrupted one."""
+        return {**self.options.settings(self.place.seed), "precision": self.precision}
 
 
-def tune_with_few_labels(options: FewLabelsOptions, place: Place) -> dict[str, Any]:
+def tune_with_few_labels(
+    options: FewLabelsOptions, place: Place, precision: Precision = "auto"
+) -> dict[str, Any]:
     """Estimate labels, train on them, save and report; returns the figures.
 
     Raises:
         UserError: an option is wrong, or the folder holds what would be replaced.
         KeyboardInterrupt: interrupted; says how to go on.
     """
-    bench = prepare(options, place)
+    bench = prepare(options, place, precision)
     started = time.process_time()
     try:
         estimate = estimated(bench)
@@ -158,7 +168,7 @@ def tune_with_few_labels(options: FewLabelsOptions, place: Place) -> dict[str, A
     return finish(bench, estimate, time.process_time() - started)
 
 
-def prepare(options: FewLabelsOptions, place: Place) -> Bench:
+def prepare(options: FewLabelsOptions, place: Place, precision: Precision) -> Bench:
     """Refuse before any work what cannot be done; divide the images and draw the weights."""
     check_output(place)
     _ = options.saas, recipe(options, place.seed)
@@ -180,7 +190,7 @@ def prepare(options: FewLabelsOptions, place: Place) -> Bench:
     except OSError as error:
         raise UserError(f"The folder {place.folder} cannot be made: {error.strerror}.") from error
     gpu = options.device != "cpu" and torch.cuda.is_available()
-    return Bench(options, place, data, few, hidden, model.to("cuda" if gpu else "cpu"))
+    return Bench(options, place, data, few, hidden, model.to("cuda" if gpu else "cpu"), precision)
 
 
 def check_output(place: Place) -> None:
@@ -204,7 +214,7 @@ def estimated(bench: Bench) -> LabelEstimate | None:
     """The labels of the unlabeled images, made, continued or taken from an interrupted training."""
     if bench.options.arm not in ("saas", "pseudo"):
         return None
-    path, settings = bench.place.checkpoints[0], bench.options.settings(bench.place.seed)
+    path, settings = bench.place.checkpoints[0], bench.settings
     start = load_estimate(path, settings) if bench.place.resume and path.exists() else None
     with Bar("labels") as bar:
 
@@ -223,7 +233,9 @@ def estimator(bench: Bench) -> Callable[..., LabelEstimate]:
     options, seed = bench.options, bench.place.seed
 
     def saas(**calls: Any) -> LabelEstimate:
-        return infer_labels(bench.model, bench.few, options.saas, seed=seed, **calls)
+        return infer_labels(
+            bench.model, bench.few, options.saas, seed=seed, precision=bench.precision, **calls
+        )
 
     def pseudo(**calls: Any) -> LabelEstimate:
         return iterate_pseudo_labels(
@@ -233,6 +245,7 @@ def estimator(bench: Bench) -> Callable[..., LabelEstimate]:
             recipe(options, seed),
             rounds=options.saas.outer,
             images=options.saas.images(len(bench.few.unlabeled)),
+            precision=bench.precision,
             **calls,
         )
 
@@ -253,7 +266,8 @@ def train(bench: Bench, data: ImageData) -> None:
     images = len(bench.few.labeled) + len(bench.few.unlabeled)
     wanted = recipe(bench.options, bench.place.seed)
     wanted = replace(wanted, epochs=round(wanted.epochs * images / len(data.train)))
-    path, settings = bench.place.checkpoints[1], bench.options.settings(bench.place.seed)
+    rounds = computes_in_bfloat16(bench.precision, device_of(bench.model))
+    path, settings = bench.place.checkpoints[1], bench.settings
     resumed = bench.place.resume and path.exists()
     start, momentum = load_checkpoint(path, bench.model, settings) if resumed else (0, {})
     with Bar("final training") as bar:
@@ -266,6 +280,7 @@ def train(bench: Bench, data: ImageData) -> None:
             bench.model,
             data,
             wanted,
+            loss=loss_in_bfloat16(cross_entropy(), lambda _: rounds),
             start_epoch=start,
             momentum=momentum,
             on_step=bar.step,
@@ -321,7 +336,7 @@ def figures(bench: Bench, estimate: LabelEstimate | None) -> dict[str, Any]:
     labels = estimate.labels if estimate is not None else answered(model, bench.few)
     network = trace(model.cpu(), task.example_input())
     return {
-        "settings": bench.options.settings(bench.place.seed),
+        "settings": bench.settings,
         "data": bench.data.name,
         "classes": list(bench.data.class_names or map(str, range(bench.data.classes))),
         "labeled": len(bench.few.labeled),

@@ -32,7 +32,7 @@ CHECKPOINT_FILE, FIGURES_FILE = "checkpoint.safetensors", "fine_tune.json"
 # What may differ between an interrupted fine-tuning and the one that continues it.
 FREE_TO_CHANGE = {"run", "out", "force", "resume", "few"}
 # The options of a fine-tuning that a training on few labels has too.
-SHARED_WITH_FEW_LABELS = {"out", "seed", "force", "resume", "few"}
+SHARED_WITH_FEW_LABELS = {"out", "seed", "force", "resume", "few", "precision"}
 FEW_LABELS_FOLDER = Path("runs/few_labels")
 FAILURES = {
     "failed": "computes something else than the network in PyTorch: do not deploy it",
@@ -69,7 +69,7 @@ class FineTune:
     """Augmented versions of the training images, taken in turn, so that the teacher sees each only once; 0
     makes a new one for every epoch."""
     precision: Precision = "auto"
-    """Arithmetic of the epochs that quantize nothing: float32, bfloat16, or auto, which is bfloat16 on a CPU
+    """Arithmetic of trainings that quantize nothing: float32, bfloat16, or auto, which is bfloat16 on a CPU
     with instructions for it: twice as fast there."""
     seed: int = 0
     """Order of images, augmentation."""
@@ -118,7 +118,8 @@ def main(options: FineTune) -> None:
     """Fine-tune the best network of a run, taught by the original; or train a network on few labels."""
     if options.few.labels is not None:
         check_few_labels(options)
-        tune_with_few_labels(options.few, Place(options.folder, options.seed, options.force, options.resume))
+        place = Place(options.folder, options.seed, options.force, options.resume)
+        tune_with_few_labels(options.few, place, options.precision)
     elif options.run is None:
         raise UserError("Pass --run FOLDER, the run to fine-tune, or --labels N to train on few labels.")
     elif options.few.changed():

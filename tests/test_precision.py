@@ -8,8 +8,10 @@ from amc import precision
 from amc.precision import bfloat16, computes_in_bfloat16, loss_in_bfloat16
 from amc.quantization.modules import ActivationQuantizer, pause_quantizers, quantizes
 from amc.recovery.fine_tune import Distillation, fine_tune
+from amc.recovery.saas import InnerLoop, Saas
 from amc.training import Recipe
 from tests.test_run import tiny_model, tiny_task
+from tests.test_saas import drawn, network, one_hot
 
 
 class Watched(nn.Module):
@@ -85,3 +87,17 @@ def test_codes_are_trained_in_float32_and_what_is_before_them_in_bfloat16():
     )
     assert torch.bfloat16 in types[0] and types[1] == {torch.float32}
     assert all(parameter.dtype == torch.float32 for parameter in seen.parameters())
+
+
+def test_evidence_for_labels_is_added_up_in_float64():
+    few, _ = drawn()
+    believed = one_hot(torch.zeros(len(few.unlabeled), dtype=torch.int64), 10)
+    gathered = []
+    for arithmetic in ("float32", "bfloat16"):
+        loop = InnerLoop(network(), few, Saas(inner=1, batch_size=16, labeled_batch=10), 1, arithmetic)
+        first = loop.step(torch.arange(16), believed)
+        assert first > 0 and all(p.dtype == torch.float32 for p in loop.model.parameters())
+        gathered.append(loop.evidence)
+    exact, rounded = gathered
+    assert rounded.dtype == torch.float64 and not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, atol=0.2)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from amc.data.few_labels import FewLabels
 from amc.data.images import ImageData
+from amc.precision import Precision, computes_in_bfloat16, loss_in_bfloat16
 from amc.recovery.label_estimate import LabelEstimate
-from amc.training import Recipe, device_of, evaluating, fit
+from amc.training import Recipe, cross_entropy, device_of, evaluating, fit
 
 SCORED_AT_ONCE = 100
 
@@ -28,6 +29,7 @@ def iterate_pseudo_labels(
     *,
     rounds: int,
     images: int,
+    precision: Precision = "float32",
     start: LabelEstimate | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_round: Callable[[LabelEstimate], None] | None = None,
@@ -44,6 +46,7 @@ def iterate_pseudo_labels(
         recipe: of each round's training, its epochs aside.
         rounds: trainings.
         images: how many pass the network in a round's training; gives the number of its epochs.
+        precision: arithmetic of the trainings.
         start: where an interrupted estimation was; None begins.
         on_step: called with (steps done, steps in the round) after each step.
         on_round: called after each round.
@@ -51,6 +54,8 @@ def iterate_pseudo_labels(
     Raises:
         UserError: the loss became NaN or infinite.
     """
+    rounded = computes_in_bfloat16(precision, device_of(model))
+    loss = loss_in_bfloat16(cross_entropy(), lambda _: rounded)
     fresh = copy.deepcopy(model.state_dict())
     estimate = start or LabelEstimate(
         one_hot(torch.zeros(len(few.unlabeled), dtype=torch.int64), few.classes)
@@ -62,7 +67,7 @@ def iterate_pseudo_labels(
             epochs = max(1, round(images / len(split)))
             training = replace(recipe, epochs=epochs, seed=recipe.seed + number)
             round_data = replace(data, train=split, _normalised={})
-            done = fit(model, round_data, training, on_step=on_step)
+            done = fit(model, round_data, training, loss=loss, on_step=on_step)
             answers = one_hot(answered(model, few), few.classes)
             estimate = estimate.followed_by(answers, done[-1].loss)
             if on_round is not None:

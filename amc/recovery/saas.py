@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from amc.data.few_labels import FewLabels
 from amc.errors import UserError
+from amc.precision import Precision, bfloat16, computes_in_bfloat16
 from amc.recovery.label_estimate import LabelEstimate
 from amc.recovery.saas_posterior import project, random_posterior
 from amc.training import device_of
@@ -115,6 +116,7 @@ def infer_labels(
     settings: Saas,
     *,
     seed: int = 0,
+    precision: Precision = "float32",
     start: LabelEstimate | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_round: Callable[[LabelEstimate], None] | None = None,
@@ -128,6 +130,7 @@ def infer_labels(
         few: labelled and unlabeled images.
         settings: epochs and batch sizes.
         seed: of the first posterior, the order of images, augmentation, noise and dropout.
+        precision: arithmetic of the network's passes.
         start: where an interrupted inference was; None begins.
         on_step: called with (steps done, steps in total) after each step.
         on_round: called after each outer epoch.
@@ -140,7 +143,7 @@ def infer_labels(
     try:
         for outer in range(estimate.rounds, settings.outer):
             model.load_state_dict(fresh)
-            inner = InnerLoop(model, few, settings, seed * 100_003 + outer + 1)
+            inner = InnerLoop(model, few, settings, seed * 100_003 + outer + 1, precision)
             loss = inner.run(estimate.posterior, outer, on_step)
             posterior = updated(estimate.posterior, inner.evidence, settings.inner)
             estimate = estimate.followed_by(posterior, loss)
@@ -165,16 +168,25 @@ class InnerLoop:
         few: labelled and unlabeled images.
         settings: epochs and batch sizes.
         seed: of everything random.
+        precision: arithmetic of the passes.
 
     Attributes:
         evidence: sum of log p_t(. | x_n) over the epochs, float64 [U, classes].
     """
 
-    def __init__(self, model: nn.Module, few: FewLabels, settings: Saas, seed: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        few: FewLabels,
+        settings: Saas,
+        seed: int,
+        precision: Precision = "float32",
+    ):
         self.model, self.few, self.settings = model, few, settings
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.device = device_of(model)
+        self.rounds = computes_in_bfloat16(precision, self.device)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
         self.evidence = torch.zeros(len(few.unlabeled), few.classes, dtype=torch.float64)
 
@@ -204,9 +216,10 @@ class InnerLoop:
         """One step of SGD with noise on the unlabeled images at `index`, int64 [B]; the loss before it."""
         labeled, labels = self._labeled()
         unlabeled = self._seen(self.few.unlabeled[index])
-        said = self.model(labeled)
+        with bfloat16(self.rounds, self.device):
+            said, answers = self.model(labeled).float(), self.model(unlabeled).float()
         believed = posterior[index].to(self.device, torch.float32)
-        loss, log_p = speed_loss(said, labels, self.model(unlabeled), believed)
+        loss, log_p = speed_loss(said, labels, answers, believed)
         self.evidence[index] += log_p.detach().cpu().double()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
