@@ -123,7 +123,7 @@ class Page:
         """Accuracy against latency, without and with a short fine-tuning."""
         rows = [row for row in (*self.of("curve"), *self.of("joint"), *self.of("headline")) if points_of(row)]
         title = "## Accuracy against latency"
-        panels = {title: series for title, series in self._series(rows).items() if series["joint"]}
+        panels = self._series(rows)
         if not panels:
             return [title, "*Not measured yet.*"]
         originals = {

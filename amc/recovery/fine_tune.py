@@ -193,11 +193,7 @@ def fine_tune(
 
     if distillation is None:
         distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
-    allowed = task.distillable and computes_in_bfloat16(precision, device_of(model))
-
-    def rounds(network: nn.Module) -> bool:
-        return allowed and not quantizes(network)
-
+    rounds = _rounding(task.distillable and computes_in_bfloat16(precision, device_of(model)))
     held = hold_zeros(model)
     answering = teaching_form(teacher)
     knowing = RememberingTeacher(answering) if recipe.views else answering
@@ -216,6 +212,11 @@ def fine_tune(
         for handle in held:
             handle.remove()
         pause_quantizers(model, False)
+
+
+def _rounding(allowed: bool) -> Callable[[nn.Module], bool]:
+    """Whether a network's pass may be rounded: never while it quantizes."""
+    return lambda network: allowed and not quantizes(network)
 
 
 def _refitting(
