@@ -18,6 +18,7 @@ CURVE_BUDGETS = ("0.5", "0.35", "0.25", "0.2")
 TUNED_BUDGETS, TUNED_EPOCHS = ("0.35", "0.25", "0.2"), 5
 HEADLINES = (
     ("resnet56", "openvino", "0.2", "blocks"),
+    ("resnet56", "litert", "0.2"),
     ("resnet56", "litert", "0.2", "blocks"),
     ("resnet56", "litert", "0.125", "blocks"),
     ("resnet56", "openvino", "0.2"),
