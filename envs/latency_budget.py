@@ -12,6 +12,7 @@ from amc.errors import UserError
 from amc.evaluate import Evaluation, Evaluator
 from amc.targets import Target
 from amc.targets.meter import LatencyMeter
+from amc.targets.protocol import NOISE_FLOOR
 from envs.problem_config import is_latency
 from envs.reward import keeps_latency
 
@@ -70,6 +71,13 @@ class LatencyBudget:
         ratio = limit / self.meter.original
         return self.predictor.bound(ratio) / ratio - 1.0
 
+    def kept_below(self, limit: float) -> float:
+        """What a measurement has to stay below, so that the file keeps the limit on another day, too.
+
+        Two measurements of the same network differ by up to `NOISE_FLOOR` where time is counted.
+        """
+        return limit / (1.0 + NOISE_FLOOR) if self.meter.target.unit == "ms" else limit
+
     def note(self, limit: float) -> str:
         """How good the predictor is, for a person with this limit in the target's unit."""
         predictor, target = self.predictor, self.meter.target
@@ -86,7 +94,7 @@ class Confirmation:
 
     Attributes:
         latency: measures and learns.
-        limit: in the target's unit.
+        limit: what a measurement has to stay below, in the target's unit.
     """
 
     latency: LatencyBudget

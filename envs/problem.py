@@ -162,7 +162,9 @@ class Problem:
         """
         chosen = self.budgets if budgets is None else self.parse_budgets(budgets)
         limits = [budget.limit for budget in chosen if budget.cost.name == "latency"]
-        return Confirmation(self.latency, min(limits)) if self.latency and limits else None
+        if self.latency is None or not limits:
+            return None
+        return Confirmation(self.latency, self.latency.kept_below(min(limits)))
 
     def _goal_reward(self) -> Reward:
         if self.config.shares:

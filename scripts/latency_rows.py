@@ -24,7 +24,7 @@ HEADLINES = (
     ("resnet56", "openvino", "0.2"),
     ("resnet20", "openvino", "0.2"),
 )
-HEADLINE_EPOCHS, HEADLINE_PROCESSES = 12, 12
+HEADLINE_EPOCHS, HEADLINE_PROCESSES = 16, 12
 BLOCKS_STEPS = 60
 """Steps of training before each score of a search that may leave blocks out."""
 LABELS = {

@@ -9,7 +9,6 @@ from agents.source import load_source, prepare_device
 from amc.policy import REMOVED, CompressionPolicy
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.targets import get_target
-from amc.targets.protocol import NOISE_FLOOR
 from envs.problem import Problem, build_problem
 from envs.problem_config import ProblemConfig
 from scripts.latency_rows import (
@@ -95,18 +94,9 @@ def joint_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
     folder = run_folder(options, spec, kind)
     begun = (folder / CONFIG_FILE).exists()  # and keeps the depth that it began with
     depth = affordable_depth(options, spec) if kind == "blocks" and not begun else 1.0
-    config = search_config(options, spec, searched_fraction(spec), () if pays else FLOATS, depth)
+    config = search_config(options, spec, float(spec.budget), () if pays else FLOATS, depth)
     with searched(folder, config) as run:
         yield run
-
-
-def searched_fraction(spec: Spec) -> float:
-    """The budget of a search: for a headline so much less that its files keep the budget on another day.
-
-    Beside a busy neighbour the original, which has more weights to fetch, loses more: a ResNet-56 that was
-    measured at 0.198 of its latency four times in a search's time took 0.203 in twelve processes later.
-    """
-    return float(spec.budget) / (1.0 + NOISE_FLOOR) if spec.part == "headline" else float(spec.budget)
 
 
 def affordable_depth(options: LatencyResults, spec: Spec) -> float:

@@ -10,6 +10,7 @@ from rich.table import Table
 from agents.log import EvaluationLog, Row
 from agents.run import Outcome
 from amc.costs.budget import Budget
+from amc.targets.protocol import NOISE_FLOOR
 from scripts.cli import console
 
 UNITS = {
@@ -87,9 +88,11 @@ class MeasuringProgress:
 def miss_sentence(best: Row, budgets: Sequence[Budget], unit: str) -> str:
     """What to say of a search in which no measured network kept its latency budget."""
     limit = min(budget.limit for budget in budgets if budget.cost.name == "latency")
+    near = best.costs["latency"] <= limit
+    beneath = f" Two measurements may differ by {NOISE_FLOOR:.0%}, which has to stay free." if near else ""
     return (
         f"No network that was measured keeps the latency budget of {limit:.3g} {unit}: the fastest, in "
-        f"policy.json, takes {best.costs['latency']:.3g} {unit}."
+        f"policy.json, takes {best.costs['latency']:.3g} {unit}.{beneath}"
     )
 
 

@@ -20,7 +20,7 @@ from scripts.latency_rows import (
     command,
     plan,
 )
-from scripts.latency_rows_search import affordable_depth, searched_fraction
+from scripts.latency_rows_search import affordable_depth
 from scripts.latency_rows_targets import by_format, correlations, subject, weight_bits_of
 from scripts.latency_words import verdict
 
@@ -262,9 +262,3 @@ def test_where_int8_is_slower_the_depth_is_that_of_floats(monkeypatch):
     monkeypatch.setattr(latency_rows_search, "int8", lambda options, spec: {"latency_ratio": 1.2})
     spec = Spec("headline", "resnet56", "litert", "0.2", "blocks")
     assert affordable_depth(LatencyResults(), spec) == pytest.approx(0.18)
-
-
-def test_only_headlines_keep_what_two_measurements_may_differ_by_free():
-    assert searched_fraction(Spec("joint", "resnet56", "litert", "0.2", "joint")) == 0.2
-    headline = Spec("headline", "resnet56", "litert", "0.2", "blocks")
-    assert searched_fraction(headline) == pytest.approx(0.2 / 1.02)
