@@ -26,6 +26,7 @@ from amc.pruning.block_importance import deepest_blocks
 from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
 from amc.pruning.importance import rank_channels
 from amc.pruning.reconstruction import Reconstruction, SymmetricReconstruction, input_moments
+from amc.pruning.surgeon import eliminate_channels
 from amc.recovery.brief_tuning import BriefTuning
 from amc.space import Space
 from amc.targets import Target, get_target
@@ -318,7 +319,7 @@ def _evaluator(
     space, knobs, own = choices.space, choices.knobs, choices.own
     network, calibration = space.network, task.calibration(config.calibration_images)
     refits = _reconstruction(network, calibration, config)
-    pruning = ChannelPruning(_ranking(network, task, config), knobs[0], refits)
+    pruning = ChannelPruning(_ranking(network, task, config, refits), knobs[0], refits)
     moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
     compressors: list[Compressor] = [
         pruning,
@@ -368,7 +369,13 @@ def _exporter_notes(meter: LatencyMeter) -> tuple[str, ...]:
     )
 
 
-def _ranking(network: Network, task: Task, config: ProblemConfig) -> dict[str, torch.Tensor]:
+def _ranking(
+    network: Network, task: Task, config: ProblemConfig, refits: Reconstruction | None
+) -> dict[str, torch.Tensor]:
+    if config.importance == "obs":
+        known = isinstance(refits, SymmetricReconstruction)
+        calibration = task.calibration(config.calibration_images)
+        return eliminate_channels(network, refits.moments if known else input_moments(network, calibration))
     if config.importance != "taylor":
         return rank_channels(network, config.importance)
     generator = torch.Generator().manual_seed(0)

@@ -54,7 +54,7 @@ def subject(name: str, target: Target, bits: tuple[int, ...] = ()) -> Subject:
         budget=("latency=0.5",), target=target.name, weight_bits=bits, activation_bits=bits
     )
     knobs, _ = make_knobs(config, network, target)
-    ranking = rank_channels(network, config.importance)
+    ranking = rank_channels(network)  # latency hears of widths only
     compressors: list[Compressor] = [
         ChannelPruning(ranking, knobs[0]),
         WeightQuantization(knobs[1]),

@@ -88,7 +88,7 @@ def rank_channels(
     if importance == "taylor":
         _accumulate_gradients(model, batches, loss)
     prunable = [group for group in network.groups if not group.frozen]
-    return {group.name: _group_order(model, group, SCORES[importance]) for group in prunable}
+    return {group.name: group_order(model, group, SCORES[importance]) for group in prunable}
 
 
 def kept_channels(ranking: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
@@ -96,11 +96,11 @@ def kept_channels(ranking: Mapping[str, Tensor], widths: Mapping[str, int]) -> d
     return {name: order[: widths[name]].sort().values for name, order in ranking.items()}
 
 
-def _group_order(model: nn.Module, group: Group, score: MemberScore) -> Tensor:
+def group_order(model: nn.Module, group: Group, score: MemberScore) -> Tensor:
     scores = [_member_score(model, member, score) for member in group.members]
     known = [s for s in scores if s is not None]
     if not known:  # no batch norm in the group, say
-        return _group_order(model, group, l1_score)
+        return group_order(model, group, l1_score)
     channels = torch.stack(known).mean(dim=0)
     if group.units is None:
         return channels.argsort(descending=True, stable=True)
