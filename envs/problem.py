@@ -21,12 +21,9 @@ from amc.errors import UserError
 from amc.evaluate import Evaluator
 from amc.knobs import BitsKnob, BlockKnob, WidthKnob
 from amc.network import Network, trace
-from amc.pruning.asymmetric import AsymmetricReconstruction
 from amc.pruning.block_importance import deepest_blocks
 from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
-from amc.pruning.importance import rank_channels
-from amc.pruning.reconstruction import Reconstruction, SymmetricReconstruction, input_moments
-from amc.pruning.surgeon import eliminate_channels
+from amc.pruning.reconstruction import SymmetricReconstruction
 from amc.recovery.brief_tuning import BriefTuning
 from amc.space import Space
 from amc.targets import Target, get_target
@@ -39,13 +36,9 @@ from envs.latency_budget import Confirmation, LatencyBudget, check_unit, make_la
 from envs.operators import make_operator_knobs
 from envs.own_choices import code_costs, own_compressors
 from envs.problem_config import ProblemConfig, is_latency
+from envs.pruning import make_reconstruction, rank
 from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward, ShareReward
 from envs.walk import Walk
-
-TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 128
-REFIT_BATCHES = 3
-"""Batches of 200 images for the asymmetric reconstruction, which pays for them with every policy. With all
-five the un-tuned accuracy of ResNet-20 at half of its MACs is 1.6 points higher (mean of 8 policies)."""
 
 
 @dataclass(frozen=True)
@@ -318,9 +311,9 @@ def _evaluator(
     """What compresses and scores policies, without any latency."""
     space, knobs, own = choices.space, choices.knobs, choices.own
     network, calibration = space.network, task.calibration(config.calibration_images)
-    refits = _reconstruction(network, calibration, config)
-    pruning = ChannelPruning(_ranking(network, task, config, refits), knobs[0], refits)
+    refits = make_reconstruction(network, calibration, config)
     moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
+    pruning = ChannelPruning(rank(network, task, config, moments), knobs[0], refits)
     compressors: list[Compressor] = [
         pruning,
         *own,
@@ -335,16 +328,6 @@ def _evaluator(
         teacher = network.copy().to(device)
         evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration, precision)
     return evaluator
-
-
-def _reconstruction(
-    network: Network, calibration: Sequence[torch.Tensor], config: ProblemConfig
-) -> Reconstruction | None:
-    if config.reconstruct == "asymmetric":
-        return AsymmetricReconstruction.of(network, calibration[:REFIT_BATCHES])
-    if config.reconstruct == "symmetric":
-        return SymmetricReconstruction(input_moments(network, calibration))
-    return None
 
 
 def read_budgets(
@@ -367,21 +350,6 @@ def _exporter_notes(meter: LatencyMeter) -> tuple[str, ...]:
         f"Our exporter lacks {meter.exported.unsupported}, so torch's writes the files and ONNX Runtime's "
         "own tool quantizes them, to 8 bits throughout.",
     )
-
-
-def _ranking(
-    network: Network, task: Task, config: ProblemConfig, refits: Reconstruction | None
-) -> dict[str, torch.Tensor]:
-    if config.importance == "obs":
-        known = isinstance(refits, SymmetricReconstruction)
-        calibration = task.calibration(config.calibration_images)
-        return eliminate_channels(network, refits.moments if known else input_moments(network, calibration))
-    if config.importance != "taylor":
-        return rank_channels(network, config.importance)
-    generator = torch.Generator().manual_seed(0)
-    batches = task.data.batches("train", TAYLOR_BATCH_SIZE, generator)
-    chosen = [batch for batch, _ in zip(batches, range(TAYLOR_BATCHES), strict=False)]
-    return rank_channels(network, "taylor", chosen, task.loss)
 
 
 def _with_reward_images(task: Task, count: int) -> Task:

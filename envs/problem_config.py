@@ -60,8 +60,8 @@ class ProblemConfig:
     freeze: tuple[str, ...] = ()
     """Layers whose output channels are never pruned, as shell patterns: 'layer1.*'."""
     importance: Literal["obs", "l1", "l2", "bn", "taylor"] = "obs"
-    """Which channels go first: those that the layers behind make up for best (obs, the Optimal Brain Surgeon on
-    unlabeled images), or those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
+    """Which channels go first: those that the layers behind can make up for (obs, the Optimal Brain Surgeon
+    on unlabeled images), or those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
     reconstruct: Literal["none", "symmetric", "asymmetric"] = "symmetric"
     """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
     inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric),

@@ -170,14 +170,16 @@ class Page:
             return [title, "*Not measured yet.*"]
         table = [[*setting(row), *comparison(row)] for row in rows]
         headings = ["network, target, budget (machine)", "variant", "test accuracy", "reward split"]
-        headings += ["latency ratio", "keeps the budget", "layers in int8", "MACs", "search s"]
+        headings += ["latency ratio", "keeps the budget", "layers in int8", "MACs", "channels by", "search s"]
         return [
             title,
             "No fine-tuning. The weights know the images of the reward split, so it reads higher than the "
             "test split. `prune` stays in fp32; `int8` keeps all channels; `prune-int8` searches widths in "
             "fp32 and then puts every layer in int8; `joint` decides both; `uniform` is the first policy of "
             "the joint search; `blocks` decides widths, bits, and which residual blocks go, and scores each "
-            f"policy after {BLOCKS_STEPS} steps of training, which the accuracies here do not have.",
+            f"policy after {BLOCKS_STEPS} steps of training, which the accuracies here do not have. "
+            "`channels by` is the order in which channels go: by their weights (l2), or the Optimal Brain "
+            "Surgeon's (obs), the default since then.",
             markdown_table(headings, table),
             *same_searches(rows),
             made_by(rows),

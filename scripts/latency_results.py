@@ -11,6 +11,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 import torch
 
 from amc.errors import UserError
+from envs.problem_config import ProblemConfig
 from scripts.cli import run as run_script
 from scripts.latency_rows import LatencyResults, Spec, command, plan
 from scripts.latency_rows_search import joint_row
@@ -67,7 +68,7 @@ def runner(options: LatencyResults) -> Runner[Spec]:
         options.out,
         key=lambda spec: row_id(options, spec),
         make=lambda spec: MAKERS[spec.part](options, spec),
-        about=lambda spec: {"label": options.label, "command": command(options, spec)},
+        about=lambda spec: about(options, spec),
         summary=summary,
         prepare=lambda missing: prepare(options, missing),
     )
@@ -85,6 +86,12 @@ def chosen(options: LatencyResults) -> list[Spec]:
 def row_id(options: LatencyResults, spec: Spec) -> str:
     """The key of a row in the figures file."""
     return f"{spec.name}@{options.label}"
+
+
+def about(options: LatencyResults, spec: Spec) -> dict[str, Any]:
+    """What a row says of itself besides its fields."""
+    searched = {"importance": ProblemConfig().importance} if spec.trained else {}
+    return {"label": options.label, "command": command(options, spec), **searched}
 
 
 def prepare(options: LatencyResults, missing: list[Spec]) -> list[Spec]:

@@ -70,10 +70,14 @@ def verdict(row: Row) -> str:
     return f"**goal missed**: {' and '.join(misses)}."
 
 
+FIRST_IMPORTANCE = "l2"
+"""The order of channels when it was the only one and rows did not name it."""
+
+
 def comparison(row: Row) -> list[str]:
     """The other cells of a row of the comparison."""
     if "unreachable" in row:
-        return ["", "", "", "cannot be reached", "", "", ""]
+        return ["", "", "", "cannot be reached", "", "", "", ""]
     unreliable = "" if row["reliable"] else " (unreliable)"
     return [
         f"{row['test_accuracy']:.2%}",
@@ -82,6 +86,7 @@ def comparison(row: Row) -> list[str]:
         "yes" if row["within_budget"] else "**no**",
         f"{row['int8_share']:.0%}",
         f"{row['macs_fraction']:.1%}",
+        row.get("importance", FIRST_IMPORTANCE) if row["macs_fraction"] < 1 else "",
         f"{row['search_seconds']:.0f}" if "search_seconds" in row else "",
     ]
 

@@ -34,7 +34,7 @@ class Setting:
     """The searches on one network under one budget.
 
     Attributes:
-        rows: of the table, with the same reconstruction.
+        rows: of the table, of the same variant.
     """
 
     network: str

@@ -16,9 +16,9 @@ from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
 from scripts.results_page import markdown_table, read_figures, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Setting, settings
-from scripts.search_page_measured import proxies, speed, workers
+from scripts.search_page_measured import proxies, ranking, speed, workers
 from scripts.search_plots import curves_png
-from scripts.search_rows import HEADLINE, NETWORKS, TUNED, plan
+from scripts.search_rows import HEADLINE, NETWORKS, VARIANTS, plan
 from scripts.search_words import (
     PAPER,
     UNTUNED_GOAL,
@@ -50,14 +50,21 @@ def main(options: SearchPage) -> None:
     options.images.mkdir(parents=True, exist_ok=True)
     made = list(rows.values())
     parts = ["# Search, measured", *overview(rows), *goals(made), *table(made), *curves(made, options)]
-    parts += [*comparison(made), *reconstruction(made), *proxies(made), *speed(made), *workers(made)]
+    parts += [
+        *comparison(made),
+        *variants(made),
+        *ranking(made),
+        *proxies(made),
+        *speed(made),
+        *workers(made),
+    ]
     write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *places(made)])
     print(options.figures.with_suffix(".md"))
 
 
-def searches(rows: Sequence[Row], reconstruct: str | None = None) -> list[Row]:
-    """The rows of the table with this reconstruction; none for the default."""
-    return [row for row in rows if row["part"] == "table" and row.get("reconstruct") == reconstruct]
+def searches(rows: Sequence[Row], variant: str | None = None) -> list[Row]:
+    """The rows of the table of this variant; None for the default."""
+    return [row for row in rows if row["part"] == "table" and row.get("variant") == variant]
 
 
 def overview(rows: Rows) -> list[str]:
@@ -143,7 +150,7 @@ def spread(values: Sequence[float]) -> str:
 def fine_tuned(searched: Sequence[Row], rows: Sequence[Row]) -> str:
     """Accuracies after fine-tuning, of the seed that was chosen."""
     example = searched[0]
-    keys = ("network", "budget", "searcher", "reconstruct")
+    keys = ("network", "budget", "searcher", "variant")
     tuned = [
         row
         for row in rows
@@ -204,23 +211,30 @@ def comparison(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def reconstruction(rows: Sequence[Row]) -> list[str]:
-    """Least squares on and off."""
-    title = "## Reconstruction by least squares, on and off"
-    others = {kind: settings(searches(rows, kind)) for kind in ("none", "asymmetric")}
-    kinds = {"symmetric (default)": settings(searches(rows)), **others}
+def variants(rows: Sequence[Row]) -> list[str]:
+    """The default beside other orders of channels, and other reconstructions, on ResNet-20."""
+    title = "## Order of channels and reconstruction: the default against others"
+    others = {kind: settings(searches(rows, kind)) for kind in VARIANTS}
+    kinds = {"default": settings(searches(rows)), **others}
     if not any(others.values()):
         return [title, NOTHING]
     lines = [
-        [f"{setting.title}, {name}", kind, *line(setting, name, rows)[3:7]]
+        [f"{setting.title}, {name}", kind, *line(setting, name, rows)[1:7]]
         for kind, found in kinds.items()
         for setting in found
-        for name in TUNED
-        if setting.network == "resnet20" and setting.of(name) and name != "random"
+        for name in setting.searchers
+        if setting.network == "resnet20"
     ]
-    headings = ["network, budget, searcher", "reconstruction", "reward split", "test un-tuned", "points"]
-    headings += ["test fine-tuned (epochs)"]
-    return [title, markdown_table(headings, sorted(lines)), commands("*none", "*asymmetric")]
+    headings = ["network, budget, searcher", "variant", "seeds", "reward split, half", "reward split"]
+    headings += ["test un-tuned", "points", "test fine-tuned (epochs)"]
+    said = (
+        "By default channels go in the order of the Optimal Brain Surgeon (`--importance obs`), and least "
+        "squares refits layers to their inputs in the original network (`--reconstruct symmetric`). `l2` "
+        "ranks channels by their weights instead; `none` refits nothing, `asymmetric` refits to the "
+        "compressed network's inputs."
+    )
+    patterns = [f"*{kind}" for kind in VARIANTS]
+    return [title, said, markdown_table(headings, sorted(lines)), commands(*patterns)]
 
 
 def missing(rows: Rows) -> list[str]:

@@ -10,6 +10,26 @@ EFFICIENCY_GOAL, SECONDS_GOALS = 0.85, {"resnet56": 0.6, "mobilenet_v1": 1.2}
 """For MobileNet-V1 a tenth of what the authors' code takes."""
 
 
+def ranking(rows: Sequence[Row]) -> list[str]:
+    """The uniform policy by what decides which channels go."""
+    title = "## Which channels go first"
+    made = [row for row in rows if row["part"] == "ranking"]
+    if not made:
+        return [title, NOTHING]
+    lines = [
+        [
+            f"{row['network']}, {float(budget):.0%} of the MACs, {split}",
+            *(f"{score[split]:.2%}" for score in found.values()),
+        ]
+        for row in made
+        for budget, found in row["scores"].items()
+        for split in ("reward", "test")
+    ]
+    names = list(next(iter(made[0]["scores"].values())))
+    said = "The uniform policy, un-tuned. What is best on the reward split is the default."
+    return [title, said, markdown_table(["network, budget, split", *names], lines), command("ranking/*")]
+
+
 def proxies(rows: Sequence[Row]) -> list[str]:
     """What un-tuned accuracy says of fine-tuned accuracy."""
     title = "## Does the reward mean anything?"

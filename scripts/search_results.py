@@ -14,13 +14,14 @@ from amc.errors import UserError
 from scripts.cli import run as run_script
 from scripts.results_runner import Row, Rows, Runner
 from scripts.search_rows import NETWORKS, SearchResults, Spec, command, plan
-from scripts.search_rows_measured import evaluation_row, proxy_row
+from scripts.search_rows_measured import evaluation_row, proxy_row, ranking_row
 from scripts.search_rows_table import headline_row, table_row, tuned_row
 
 MAKERS: dict[str, Callable[[SearchResults, Spec], dict[str, Any]]] = {
     "table": table_row,
     "tuned": tuned_row,
     "headline": headline_row,
+    "ranking": ranking_row,
     "seconds": evaluation_row,
     "proxy": proxy_row,
     "workers": evaluation_row,
@@ -85,11 +86,11 @@ def summary(rows: Rows) -> dict[str, Any]:
     searches = [row for row in rows.values() if row["part"] == "table"]
     tuned = [row for row in rows.values() if row["part"] in ("tuned", "headline")]
     return {
-        "table": [line for row in searches if "reconstruct" not in row for line in lines(row, tuned)],
-        "reconstruction": [
-            {"reconstruct": row["reconstruct"], **line}
+        "table": [line for row in searches if "variant" not in row for line in lines(row, tuned)],
+        "variants": [
+            {"variant": row["variant"], **line}
             for row in searches
-            if "reconstruct" in row
+            if "variant" in row
             for line in lines(row, tuned)
         ],
         "seconds_per_evaluation": {
@@ -128,7 +129,7 @@ def lines(row: Row, tuned: list[Row]) -> list[Row]:
 
 def same_search(tuned: Row, search: Row) -> bool:
     """Whether a fine-tuning started from what a search found."""
-    keys = ("network", "budget", "searcher", "seed", "reconstruct")
+    keys = ("network", "budget", "searcher", "seed", "variant")
     return all(tuned.get(key) == search.get(key) for key in keys)
 
 

@@ -1,14 +1,21 @@
 """The rows of the search results: which there are, their order, and the options that all of them share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from agents.config import AgentConfig, SearchConfig
 from agents.run_config import RunConfig, SourceConfig
 from envs.problem_config import ProblemConfig
 
-Reconstruct = Literal["none", "symmetric", "asymmetric"]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "l2": {"importance": "l2"},
+    "none": {"reconstruct": "none"},
+    "asymmetric": {"reconstruct": "asymmetric"},
+}
+"""What else a search may differ by from the default, to fields of its problem."""
+RANKED = ("resnet20", "resnet56", "vgg16-quarter")
+"""Networks on which orders of channels are compared."""
 BUDGETS = ("0.5", "0.3")
 FIXED = ("uniform", "shallow", "deep")
 """Searchers that follow a rule: they draw nothing, so one seed says all, and end after few evaluations."""
@@ -91,11 +98,11 @@ class Spec:
     """One row; fields that mean nothing for its part are empty.
 
     Attributes:
-        part: "table", "tuned", "headline", "seconds", "proxy" or "workers".
+        part: "table", "tuned", "headline", "ranking", "seconds", "proxy" or "workers".
         network, searcher: by name.
         budget: fraction of the original's MACs, as text.
         seed: of the search, as text.
-        reconstruct: where it is not the default.
+        variant: one of `VARIANTS`, where it is not the default.
     """
 
     part: str
@@ -103,7 +110,7 @@ class Spec:
     budget: str = ""
     searcher: str = ""
     seed: str = ""
-    reconstruct: str = ""
+    variant: str = ""
 
     @property
     def name(self) -> str:
@@ -127,15 +134,17 @@ def plan() -> list[Spec]:
         headline,
         *tuned("resnet20"),
         *tuned("resnet56"),
+        *(Spec("ranking", network) for network in RANKED),
         *speed,
-        *reconstructions("none"),
+        *variants("none"),
         Spec("proxy", "resnet20"),
         *later,
         *tuned("plain20"),
         *tuned("vgg16-quarter"),
         *mobile,
         *tuned("mobilenet_v2-half", BUDGETS[:1]),
-        *reconstructions("asymmetric"),
+        *variants("asymmetric"),
+        *by_weights(),
         *more_seeds(),
     ]
 
@@ -171,13 +180,23 @@ def tuned(network: str, budgets: tuple[str, ...] = BUDGETS) -> list[Spec]:
     return [Spec("tuned", network, budget, searcher) for budget in budgets for searcher in TUNED]
 
 
-def reconstructions(kind: str) -> list[Spec]:
+def by_weights() -> list[Spec]:
+    """All searches on ResNet-20 once more, the channels ranked by their weights."""
+    searched = [replace(spec, variant="l2") for spec in searches("resnet20")]
+    return searched + [
+        Spec("tuned", "resnet20", budget, searcher, variant="l2")
+        for budget in BUDGETS
+        for searcher in ("uniform", "ddpg")
+    ]
+
+
+def variants(kind: str) -> list[Spec]:
     """The uniform policy and the agent's searches on ResNet-20 once more, with another reconstruction."""
     chosen = [("uniform", SEEDS[0]), *(("ddpg", seed) for seed in SEEDS)]
     return [
         *(Spec("table", "resnet20", budget, *who, kind) for budget in BUDGETS for who in chosen),
         *(
-            Spec("tuned", "resnet20", budget, searcher, reconstruct=kind)
+            Spec("tuned", "resnet20", budget, searcher, variant=kind)
             for budget in BUDGETS
             for searcher in ("uniform", "ddpg")
         ),
@@ -209,10 +228,7 @@ def search_config(options: SearchResults, spec: Spec) -> RunConfig:
     """The search of a row."""
     return RunConfig(
         source(options, spec.network),
-        ProblemConfig(
-            budget=(f"macs={spec.budget}",),
-            reconstruct=cast(Reconstruct, spec.reconstruct or ProblemConfig().reconstruct),
-        ),
+        replace(ProblemConfig(budget=(f"macs={spec.budget}",)), **VARIANTS.get(spec.variant, {})),
         AgentConfig(algorithm=spec.searcher, seed=int(spec.seed)),
         SearchConfig(evaluations=options.evaluations),
     )

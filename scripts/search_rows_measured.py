@@ -1,11 +1,17 @@
 """Rows of the search results that measure what searches rest on: the proxy, the evaluation, the workers."""
 
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from agents.run_config import SourceConfig
+from agents.source import load_source
 from amc.files import read_json
 from amc.models import build_model, save_weights
+from amc.tasks import Task
+from envs.problem import build_problem
 from envs.problem_config import ProblemConfig
 from scripts import benchmark_evaluation, proxy_correlation
 from scripts.results_runs import Figures
@@ -13,6 +19,7 @@ from scripts.search_rows import NETWORKS, SearchResults, Spec, source
 
 REWARD_IMAGES = {"mobilenet_v1": 5000}
 """As many as the authors' code is timed with."""
+RANKING_BUDGETS, ORDERS = ("0.7", "0.5", "0.3"), ("obs", "l1", "l2", "bn", "taylor")
 
 
 def proxy_row(options: SearchResults, spec: Spec) -> Figures:
@@ -27,6 +34,27 @@ def proxy_row(options: SearchResults, spec: Spec) -> Figures:
         "epochs": settings.epochs,
         **{key: figures[key] for key in kept},
     }
+
+
+def ranking_row(options: SearchResults, spec: Spec) -> Figures:
+    """The uniform policy's scores by budget, order of channels and split."""
+    origin = source(options, spec.network)
+    model, task = load_source(origin)
+    return {
+        "scores": {
+            budget: {importance: _uniform(model, task, budget, importance) for importance in ORDERS}
+            for budget in RANKING_BUDGETS
+        },
+    }
+
+
+def _uniform(model: nn.Module, task: Task, budget: str, importance: Any) -> dict[str, float]:
+    config = ProblemConfig(budget=(f"macs={budget}",), importance=importance)
+    with closing(build_problem(model, task, config, "cpu")) as problem:
+        policy = problem.walk().reference_policy()
+        (evaluation,) = problem.evaluator([policy])
+        network = problem.evaluator.compressed(policy)
+        return {"reward": evaluation.score, "test": task.score(network, "test")}
 
 
 def evaluation_row(options: SearchResults, spec: Spec) -> Figures:

@@ -112,14 +112,14 @@ def is_headline(row: Row, part: str) -> bool:
     """Whether a row of this part is about the headline's network, budget and searcher."""
     network, budget, searcher = HEADLINE
     wanted = {"part": part, "network": network, "budget": budget, "searcher": searcher}
-    return "reconstruct" not in row and all(row.get(key) == value for key, value in wanted.items())
+    return "variant" not in row and all(row.get(key) == value for key, value in wanted.items())
 
 
 def unmeasured(specs: Sequence[Spec]) -> list[str]:
     """Missing rows as list lines; those that differ in the seed only share one."""
     seeds: dict[str, list[str]] = {}
     for spec in specs:
-        fields = [spec.part, spec.network, spec.budget, spec.searcher, spec.reconstruct]
+        fields = [spec.part, spec.network, spec.budget, spec.searcher, spec.variant]
         name = "/".join(field for field in fields if field)
         seeds.setdefault(name, []).extend([spec.seed] if spec.seed and spec.searcher not in FIXED else [])
     return [

@@ -103,7 +103,7 @@ def test_every_row_has_a_name_of_its_own_and_its_command_makes_it_alone() -> Non
 
 
 def test_the_plan_keeps_the_order_of_priorities() -> None:
-    tables = [(s.network, s.seed) for s in plan() if s.part == "table" and not s.reconstruct]
+    tables = [(s.network, s.seed) for s in plan() if s.part == "table" and not s.variant]
     networks = list(dict.fromkeys(network for network, _ in tables))
     assert networks == ["resnet20", "resnet56", "plain20", "vgg16-quarter", "mobilenet_v2-half"]
     first = next(number for number, (_, seed) in enumerate(tables) if seed in ("3", "4"))
@@ -264,14 +264,14 @@ def test_bad_input_is_refused_before_any_row(folder: Path, capsys, arguments, se
 
 def test_the_longest_fine_tuning_counts_and_only_for_the_seed_and_reconstruction_that_it_was_of() -> None:
     searches = [made_up("resnet56", "ddpg", seed, 0.9) for seed in ("0", "1")]
-    searches.append(made_up("resnet56", "ddpg", "1", 0.8, reconstruct="none"))
+    searches.append(made_up("resnet56", "ddpg", "1", 0.8, variant="none"))
     found = search_results.summary(
         by_name(
             [*searches, *(tuned("resnet56", "ddpg", "1", score, n) for score, n in ((0.91, 8), (0.92, 15)))]
         )
     )
     assert [line["test_tuned"] for line in found["table"]] == [None, None, None, 0.92]
-    assert [line["test_tuned"] for line in found["reconstruction"]] == [None, None]
+    assert [line["test_tuned"] for line in found["variants"]] == [None, None]
     assert found["worker_efficiency"] is None and found["proxy_rank_correlation"] == {}
 
 
@@ -344,7 +344,7 @@ def test_page_of_few_rows_and_of_many(tmp_path: Path) -> None:
     assert exit_code(search_page.main, arguments) == 2  # nothing to show yet
     rows = {
         spec.name: made_up(spec.network, spec.searcher, spec.seed, 0.8 + len(spec.searcher) / 100)
-        | ({"reconstruct": spec.reconstruct} if spec.reconstruct else {})
+        | ({"variant": spec.variant} if spec.variant else {})
         for spec in plan()
         if spec.part == "table"
     }

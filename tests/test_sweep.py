@@ -91,7 +91,7 @@ def test_a_run_with_other_settings_is_not_taken_for_a_trial(tmp_path: Path):
     (trial,) = trials()
     other = replace(trial.config, problem=replace(trial.config.problem, importance="l1"))
     make_run(tmp_path / trial.name, config=other)
-    with pytest.raises(UserError, match="was made with --importance l1, and not l2"):
+    with pytest.raises(UserError, match="was made with --importance l1, and not obs"):
         check_trials([trial], tmp_path)
 
 

@@ -97,6 +97,7 @@ def kept_channels(ranking: Mapping[str, Tensor], widths: Mapping[str, int]) -> d
 
 
 def group_order(model: nn.Module, group: Group, score: MemberScore) -> Tensor:
+    """Channels of one group by a score of its members, most important first, int64 [channels]."""
     scores = [_member_score(model, member, score) for member in group.members]
     known = [s for s in scores if s is not None]
     if not known:  # no batch norm in the group, say

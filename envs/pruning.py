@@ -1,0 +1,49 @@
+"""What a problem's settings mean for channel pruning: the order of the channels, and what refits the rest."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from amc.network import Network
+from amc.pruning.asymmetric import AsymmetricReconstruction
+from amc.pruning.importance import rank_channels
+from amc.pruning.reconstruction import (
+    InputMoments,
+    Reconstruction,
+    SymmetricReconstruction,
+    input_moments,
+)
+from amc.pruning.surgeon import eliminate_channels
+from amc.tasks import Task
+from envs.problem_config import ProblemConfig
+
+TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 128
+REFIT_BATCHES = 3
+"""Batches of 200 images for the asymmetric reconstruction, which pays for them with every policy. With all
+five the un-tuned accuracy of ResNet-20 at half of its MACs is 1.6 points higher (mean of 8 policies)."""
+
+
+def make_reconstruction(
+    network: Network, calibration: Sequence[torch.Tensor], config: ProblemConfig
+) -> Reconstruction | None:
+    """What refits the layers that lose inputs, with what it learns from unlabeled images once."""
+    if config.reconstruct == "asymmetric":
+        return AsymmetricReconstruction.of(network, calibration[:REFIT_BATCHES])
+    if config.reconstruct == "symmetric":
+        return SymmetricReconstruction(input_moments(network, calibration))
+    return None
+
+
+def rank(
+    network: Network, task: Task, config: ProblemConfig, moments: Mapping[str, InputMoments] | None
+) -> dict[str, torch.Tensor]:
+    """Channels of every prunable group, most important first; `moments` where they are known already."""
+    if config.importance == "obs":
+        known = moments or input_moments(network, task.calibration(config.calibration_images))
+        return eliminate_channels(network, known)
+    if config.importance != "taylor":
+        return rank_channels(network, config.importance)
+    generator = torch.Generator().manual_seed(0)
+    batches = task.data.batches("train", TAYLOR_BATCH_SIZE, generator)
+    chosen = [batch for batch, _ in zip(batches, range(TAYLOR_BATCHES), strict=False)]
+    return rank_channels(network, "taylor", chosen, task.loss)
