@@ -1,6 +1,7 @@
 """The knobs of channel pruning and of uniform quantization."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +23,8 @@ class WidthKnob:
         min_channels: the smallest legal width, before rounding up.
         min_keep: the smallest legal fraction of the original width.
         least: group name to the smallest legal width where that is larger.
+        errors: group name to what is lost when so many channels are kept, [channels + 1]. The reference
+            policy then has about the same error in all groups, and not the same keep ratio.
     """
 
     name = "width"
@@ -34,12 +37,19 @@ class WidthKnob:
         min_channels: int = 1,
         min_keep: float = 0.1,
         least: Mapping[str, int] | None = None,
+        errors: Mapping[str, Sequence[float]] | None = None,
     ):
         if multiple < 1 or min_channels < 1 or not 0 <= min_keep <= 1:
             raise UserError("Width multiple and smallest width must be at least 1, smallest keep in [0, 1].")
         self.multiple, self.min_channels, self.min_keep = multiple, min_channels, min_keep
         self._least = dict(least or {})
+        self.errors = dict(errors or {})
+        self._levels = sorted(error for curve in self.errors.values() for error in curve)
         self._known: dict[str, tuple[int, ...]] = {}
+
+    def with_errors(self, errors: Mapping[str, Sequence[float]]) -> "WidthKnob":
+        """The same legal widths; see `errors`."""
+        return WidthKnob(self.multiple, self.min_channels, self.min_keep, self._least, errors)
 
     def least(self, group: Group) -> int:
         """The smallest legal width of a group, before it is rounded up to a multiple."""
@@ -65,10 +75,17 @@ class WidthKnob:
         return point.group.name if point.group else point.name
 
     def thresholds(self, point: DecisionPoint) -> tuple[float, ...]:
-        """Every keep ratio goes to the nearest legal width."""
+        """Every keep ratio goes to the nearest legal width; with errors, their ranks are the fractions."""
         values = self.values(point, None)
+        if self.errors and point.group is not None and not point.group.frozen:
+            curve = self.errors[point.group.name]
+            return (0.0, *(self._fraction(curve[value]) for value in values[:-1]))
         middles = [(a + b) / 2 / values[-1] for a, b in pairwise(values)]
         return (0.0, *middles)
+
+    def _fraction(self, error: float) -> float:
+        """The fraction from which an error is too much: the share of larger ones among all, above 0."""
+        return max(1.0 - bisect_right(self._levels, error) / len(self._levels), 1e-9)
 
 
 class BlockKnob:

@@ -1,4 +1,8 @@
-"""The reference ("uniform") policy: every knob at one common fraction, as large as the budgets allow."""
+"""The reference policy: every knob at one common fraction, as large as the budgets allow.
+
+What a fraction means is the knob's matter: one keep ratio for all layers (the "uniform" policy), or about the
+same error in all of them (the "balanced" policy).
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -116,19 +120,20 @@ def _fill(
 ) -> np.ndarray:
     """Raise widths by one legal step, those first that rounding cut most, while every budget holds."""
     column = space.column("width")
-    full = space.largest[:, column]
     open_rows = [
         row
         for row in range(len(space.points))
         if space.decider[row, column] == row and not partial.decided[row, column]
     ]
-    for row in sorted(open_rows, key=lambda row: table[row, column] / full[row] - keep):
-        values = space.legal(row, column, partial)
-        step = values.index(int(table[row, column])) + 1
-        if step == len(values) or table[row, column] / full[row] > keep:
-            continue
+    steps = {row: space.legal(row, column, partial).index(int(table[row, column])) + 1 for row in open_rows}
+    starts = {row: space.starts(row, column) for row in open_rows}
+    rows = [row for row in open_rows if steps[row] < len(starts[row])]
+    for row in sorted(rows, key=lambda row: starts[row][steps[row]] - keep):
+        step, start = steps[row], starts[row]
+        if start[step] - keep > (start[step] - start[step - 1]) / 2:
+            continue  # rounding has raised it already
         raised = table.copy()
-        raised[space.decider[:, column] == row, column] = values[step]
+        raised[space.decider[:, column] == row, column] = space.legal(row, column, partial)[step]
         if _fits(budgets, raised):
             table = raised
     return table

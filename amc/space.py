@@ -247,6 +247,14 @@ class Space:
         """What the common fractions, one a knob, come to: those with equal steps have equal tables."""
         return tuple(bisect_right(edges, f) for edges, f in zip(self._edges, fractions, strict=True))
 
+    def starts(self, row: int, column: int) -> list[float]:
+        """The common fraction from which each legal value of an entry is taken, ascending."""
+        return [float(start) for start in self._starts[column][row] if start < np.inf]
+
+    def with_knob(self, knob: Knob) -> "Space":
+        """The same space with one knob in the place of its namesake."""
+        return Space(self.network, [knob if old.name == knob.name else old for old in self.knobs])
+
     def at_steps(self, steps: Sequence[int]) -> np.ndarray:
         """The table of the fractions that `steps` has made these of; int64 [points, knobs]."""
         table = np.empty_like(self.smallest)

@@ -21,6 +21,7 @@ from amc.errors import UserError
 from amc.evaluate import Evaluator
 from amc.knobs import BitsKnob, BlockKnob, WidthKnob
 from amc.network import Network, trace
+from amc.policy import CompressionPolicy
 from amc.pruning.block_importance import deepest_blocks
 from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
 from amc.pruning.reconstruction import SymmetricReconstruction
@@ -64,6 +65,7 @@ class Problem:
         config: what is wanted.
         task: data, loss and score; its reward split is cut to `reward_images`.
         network, space: the traced network and its legal policies.
+        uniform_space: the same policies, the uniform one being their reference.
         target: the runtime.
         costs: what can be bounded step by step; `original_costs` holds the uncompressed network's.
         budgets: what every policy keeps; of a range of budgets the loosest.
@@ -78,6 +80,7 @@ class Problem:
     task: Task
     network: Network
     space: Space
+    uniform_space: Space
     target: Target
     costs: dict[str, Cost]
     original_costs: dict[str, float]
@@ -113,6 +116,17 @@ class Problem:
         live = self.live | self._live_under(chosen)
         keep, observation = self.config.reference_keep, self.config.observation
         return Walk(self.space, chosen, live, progress, keep, observation=observation)
+
+    @property
+    def reference_name(self) -> str:
+        """What the reference policy is called: "uniform", or "balanced" where widths follow the errors."""
+        return "balanced" if self.config.balanced and "width" in self.live else "uniform"
+
+    def uniform_policy(self, budgets: Sequence[str] | None = None) -> CompressionPolicy:
+        """The policy with one keep ratio for all layers, under the problem's budgets or under others."""
+        walk = self.walk(budgets)
+        keep = self.config.reference_keep
+        return Walk(self.uniform_space, walk.budgets, self.live, walk.progress, keep).reference_policy()
 
     @property
     def cases(self) -> dict[str, tuple[str, ...]]:
@@ -222,7 +236,7 @@ def build_problem(
     # What does not wait for a measurement is refused before the first one.
     for level in config.budget_levels:
         read_budgets([text for text in level if not is_latency(text)], costs, original, space)
-    evaluator = _evaluator(choices, task, config, dict(costs), device)
+    choices, evaluator = _evaluator(choices, task, config, dict(costs), device)
     meter, latency = None, None
     if "latency" in config.active_costs:
         meter = LatencyMeter(network, target, original=baseline.costs["latency"] if baseline else None)
@@ -240,6 +254,7 @@ def build_problem(
         config,
         task,
         network,
+        choices.space,
         space,
         target,
         costs,
@@ -266,6 +281,12 @@ class _Choices:
     space: Space
     knobs: tuple[WidthKnob, BitsKnob, BitsKnob]
     own: Sequence[Compressor]
+
+    def balanced(self, errors: Mapping[str, Sequence[float]]) -> "_Choices":
+        """The same choices, with the widths of the reference policy a matter of errors."""
+        widths, weights, activations = self.knobs
+        knob = widths.with_errors(errors)
+        return _Choices(self.space.with_knob(knob), (knob, weights, activations), self.own)
 
 
 def _choices(
@@ -307,13 +328,16 @@ def _block_knobs(network: Network, task: Task, config: ProblemConfig) -> tuple[B
 
 def _evaluator(
     choices: _Choices, task: Task, config: ProblemConfig, costs: dict[str, Cost], device: str
-) -> Evaluator:
-    """What compresses and scores policies, without any latency."""
-    space, knobs, own = choices.space, choices.knobs, choices.own
-    network, calibration = space.network, task.calibration(config.calibration_images)
+) -> tuple[_Choices, Evaluator]:
+    """What compresses and scores policies, without any latency, and the choices in the light of it."""
+    network, calibration = choices.space.network, task.calibration(config.calibration_images)
     refits = make_reconstruction(network, calibration, config)
     moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
-    pruning = ChannelPruning(rank(network, task, config, moments), knobs[0], refits)
+    orders, errors = rank(network, task, config, moments)
+    if config.balanced:
+        choices = choices.balanced(errors)
+    space, knobs, own = choices.space, choices.knobs, choices.own
+    pruning = ChannelPruning(orders, knobs[0], refits)
     compressors: list[Compressor] = [
         pruning,
         *own,
@@ -327,7 +351,7 @@ def _evaluator(
     if config.tune_steps:
         teacher = network.copy().to(device)
         evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration, precision)
-    return evaluator
+    return choices, evaluator
 
 
 def read_budgets(

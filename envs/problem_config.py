@@ -62,6 +62,9 @@ class ProblemConfig:
     importance: Literal["obs", "l1", "l2", "bn", "taylor"] = "obs"
     """Which channels go first: those that the layers behind can make up for (obs, the Optimal Brain Surgeon
     on unlabeled images), or those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
+    reference: Literal["auto", "balanced", "uniform"] = "auto"
+    """Where searches start and rewards count from: at about the same predicted error in all layers (balanced,
+    which needs --importance obs and no --operators), or at one keep ratio for all (uniform)."""
     reconstruct: Literal["none", "symmetric", "asymmetric"] = "symmetric"
     """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
     inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric),
@@ -105,6 +108,10 @@ class ProblemConfig:
             raise UserError(f"--reference-depth is a share from 0 to 1, not {self.reference_depth}.")
         if self.reference_depth < 1 and not self.drop_blocks:
             raise UserError("--reference-depth leaves residual blocks out, which needs --drop-blocks.")
+        if self.reference == "balanced" and not self._predicts_errors:
+            raise UserError(
+                "--reference balanced needs the errors that --importance obs predicts, and no --operators."
+            )
         if not 0 < self.reference_keep <= 1:
             raise UserError(f"--reference-keep is a share above 0 and at most 1, not {self.reference_keep}.")
         if self.observation not in ("positions", "summary"):
@@ -127,6 +134,15 @@ class ProblemConfig:
         WidthKnob(1 if self.width_multiple is None else self.width_multiple, self.min_channels, self.min_keep)
         _ = self.least_widths
         _check_budgets(self)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the reference policy spreads the error over the layers, and not the channels."""
+        return self.reference != "uniform" and self._predicts_errors
+
+    @property
+    def _predicts_errors(self) -> bool:
+        return self.importance == "obs" and not self.operators
 
     @property
     def least_widths(self) -> dict[str, int]:

@@ -36,14 +36,25 @@ def make_reconstruction(
 
 def rank(
     network: Network, task: Task, config: ProblemConfig, moments: Mapping[str, InputMoments] | None
-) -> dict[str, torch.Tensor]:
-    """Channels of every prunable group, most important first; `moments` where they are known already."""
+) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
+    """Channels of every prunable group, most important first, and what is lost with so many of them.
+
+    Args:
+        network: the traced network.
+        task: its images.
+        config: names the order.
+        moments: of the layers' inputs, where they are known already.
+
+    Returns:
+        Group name to int64 [channels], and to errors [channels + 1] where the order predicts any.
+    """
     if config.importance == "obs":
         known = moments or input_moments(network, task.calibration(config.calibration_images))
-        return eliminate_channels(network, known)
+        found = eliminate_channels(network, known)
+        return found.orders, {name: errors.tolist() for name, errors in found.errors.items()}
     if config.importance != "taylor":
-        return rank_channels(network, config.importance)
+        return rank_channels(network, config.importance), {}
     generator = torch.Generator().manual_seed(0)
     batches = task.data.batches("train", TAYLOR_BATCH_SIZE, generator)
     chosen = [batch for batch, _ in zip(batches, range(TAYLOR_BATCHES), strict=False)]
-    return rank_channels(network, "taylor", chosen, task.loss)
+    return rank_channels(network, "taylor", chosen, task.loss), {}

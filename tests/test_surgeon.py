@@ -32,7 +32,7 @@ def error(weight: torch.Tensor, moments: InputMoments, kept: list[int]) -> float
 def test_each_step_leaves_out_what_costs_least_after_refitting():
     network = chain(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1))
     moments = input_moments(network, images())
-    order = eliminate_channels(network, moments)["0"].tolist()
+    order = eliminate_channels(network, moments).orders["0"].tolist()
     weight, known = network.module.get_submodule("2").weight, moments["2"]
     for width in range(5, 0, -1):
         now = order[: width + 1]
@@ -47,7 +47,7 @@ def test_a_channel_that_says_what_another_says_goes_first_however_large_its_weig
         convolution, reader = network.module.get_submodule("0"), network.module.get_submodule("1")
         convolution.weight[3] = convolution.weight[0]
         reader.weight[:, [0, 3]] *= 10.0
-    order = eliminate_channels(network, input_moments(network, images()))["0"].tolist()
+    order = eliminate_channels(network, input_moments(network, images())).orders["0"].tolist()
     assert order[-1] in (0, 3)
     assert set(rank_channels(network, "l2")["0"].tolist()[:2]) == {0, 3}
 
@@ -62,7 +62,7 @@ def test_a_batch_norm_behind_makes_outputs_count_by_its_scale():
         network.module.get_submodule("1").weight[0, 1] = 100.0
         network.module.get_submodule("1").weight[1, 2] = 1.0
         network.module.get_submodule("2").weight.copy_(torch.tensor([0.1, 1.0]))
-    order = eliminate_channels(network, input_moments(network, images()))["0"].tolist()
+    order = eliminate_channels(network, input_moments(network, images())).orders["0"].tolist()
     assert order[:2] == [2, 1]
 
 
@@ -71,7 +71,7 @@ def test_a_linear_layer_behind_a_flatten_loses_all_pixels_of_a_channel():
     with torch.no_grad():
         linear = network.module.get_submodule("3")
         linear.weight.reshape(3, 4, 36)[:, 2] = 0.0
-    order = eliminate_channels(network, input_moments(network, images()))["0"].tolist()
+    order = eliminate_channels(network, input_moments(network, images())).orders["0"].tolist()
     assert order[-1] == 2 and sorted(order) == [0, 1, 2, 3]
 
 
@@ -94,7 +94,7 @@ def test_every_reader_of_a_stream_has_a_say():
         parts["left"].weight.copy_(torch.tensor([[1.0, 0.0, 0.1], [2.0, 0.0, 0.1]])[:, :, None, None])
         # In absolute terms the right reader is a hundredth of the left one, and must not be drowned out.
         parts["right"].weight.copy_(torch.tensor([[0.0, 0.01, 0.0], [0.0, 0.02, 0.0]])[:, :, None, None])
-    order = eliminate_channels(network, input_moments(network, images()))["stem"].tolist()
+    order = eliminate_channels(network, input_moments(network, images())).orders["stem"].tolist()
     assert order[-1] == 2
 
 
@@ -102,7 +102,7 @@ def test_units_of_a_convolution_in_groups_go_together():
     network = chain(
         nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(8, 4, 1)
     )
-    orders = eliminate_channels(network, input_moments(network, images()))
+    orders = eliminate_channels(network, input_moments(network, images())).orders
     group = next(group for group in network.groups if group.units is not None and group.name in orders)
     assert group.units is not None
     units = {tuple(sorted(unit)) for unit in group.units.tolist()}
@@ -114,10 +114,10 @@ def test_units_of_a_convolution_in_groups_go_together():
 @pytest.mark.parametrize("channels", [150, 200])
 def test_wide_groups_lose_several_channels_at_a_time_and_keep_every_one_in_the_order(channels: int):
     network = chain(nn.Conv2d(3, channels, 1), nn.ReLU(), nn.Conv2d(channels, 4, 1))
-    order = eliminate_channels(network, input_moments(network, images()))["0"]
+    order = eliminate_channels(network, input_moments(network, images())).orders["0"]
     assert sorted(order.tolist()) == list(range(channels))
 
 
 def test_without_moments_weights_decide():
     network = chain(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
-    assert eliminate_channels(network, {})["0"].tolist() == rank_channels(network, "l2")["0"].tolist()
+    assert eliminate_channels(network, {}).orders["0"].tolist() == rank_channels(network, "l2")["0"].tolist()

@@ -8,6 +8,7 @@ do not know that two channels say the same; this does.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,26 +22,44 @@ STEPS = 64
 """Of a group with more channels than this several are left out at a time."""
 
 
-def eliminate_channels(network: Network, moments: Mapping[str, InputMoments]) -> dict[str, Tensor]:
-    """Channels of every prunable group, the one eliminated last first.
+@dataclass(frozen=True)
+class Elimination:
+    """Channels in the order in which they would be missed.
+
+    Attributes:
+        orders: group name to int64 [channels], the one eliminated last first.
+        errors: group name to float64 [channels + 1], not increasing: what the network behind loses when so
+            many channels are kept. Amplitudes, in units of the layers' signals, added up over the layers that
+            read them: what a whole stage reads counts for more than what one layer reads.
+    """
+
+    orders: dict[str, Tensor]
+    errors: dict[str, Tensor]
+
+
+def eliminate_channels(network: Network, moments: Mapping[str, InputMoments]) -> Elimination:
+    """Eliminate the channels of every prunable group one after the other.
 
     Args:
         network: the traced network.
-        moments: of the inputs of its layers (`reconstruction.input_moments`).
-
-    Returns:
-        Group name to int64 [channels]. A group that no layer with moments reads is ranked by its weights.
+        moments: of the inputs of its layers (`reconstruction.input_moments`). Groups that no layer with
+            moments reads are ranked by their weights, and lose the share of channels that goes.
     """
-    orders: dict[str, Tensor] = {}
+    orders, errors = dict[str, Tensor](), dict[str, Tensor]()
     for group in network.groups:
         if group.frozen:
             continue
         readers = [member for member in group.members if member.side == "in" and member.module in moments]
         consumers = [_Consumer(network, group, member, moments[member.module]) for member in readers]
-        orders[group.name] = (
-            _elimination(group, consumers) if consumers else group_order(network.module, group, l2_score)
-        )
-    return orders
+        found = _elimination(group, consumers) if consumers else _by_weights(network, group)
+        orders[group.name], errors[group.name] = found
+    return Elimination(orders, errors)
+
+
+def _by_weights(network: Network, group: Group) -> tuple[Tensor, Tensor]:
+    order = group_order(network.module, group, l2_score)
+    share = torch.arange(group.channels, -1, -1, dtype=torch.float64) / group.channels
+    return order, share.sqrt()
 
 
 class _Consumer:
@@ -96,16 +115,21 @@ def _units(group: Group) -> Tensor:
     return torch.arange(group.channels)[:, None] if group.units is None else group.units
 
 
-def _elimination(group: Group, consumers: list[_Consumer]) -> Tensor:
+def _elimination(group: Group, consumers: list[_Consumer]) -> tuple[Tensor, Tensor]:
+    """Order and errors of one group, as in `Elimination`."""
     units = _units(group)
-    alive, gone = torch.arange(len(units)), list[Tensor]()
+    alive, gone, added = torch.arange(len(units)), list[Tensor](), list[Tensor]()
     while len(alive):
-        costs = torch.stack([consumer.costs(alive) for consumer in consumers]).sum(dim=0)
-        cheapest = costs.argsort(stable=True)[: max(1, len(alive) // STEPS)]
+        costs = torch.stack([consumer.costs(alive) for consumer in consumers])
+        cheapest = costs.sum(dim=0).argsort(stable=True)[: max(1, len(alive) // STEPS)]
         for consumer in consumers:
             consumer.leave_out(alive[cheapest])
         gone.append(alive[cheapest])
+        # Each channel of a unit has an equal share of what the unit costs.
+        added.append(costs[:, cheapest].repeat_interleave(group.step, dim=1) / group.step)
         left = torch.ones(len(alive), dtype=torch.bool)
         left[cheapest] = False
         alive = alive[left]
-    return units[torch.cat(gone).flip(0)].reshape(-1)
+    amplitudes = torch.cat(added, dim=1).clamp_min(0.0).cumsum(dim=1).sqrt().sum(dim=0)
+    errors = torch.cat([amplitudes.new_zeros(1), amplitudes]).flip(0)
+    return units[torch.cat(gone).flip(0)].reshape(-1), errors
