@@ -41,7 +41,7 @@ MEANINGS = {
     "by_depth": "the same means in each quarter of the decisions, in their order",
 }
 ACTION_MEANING = (
-    "one entry a knob; 0 is the reference (uniform) policy's value, -1 the smallest value from which the "
+    "one entry a knob; 0 is the reference policy's value, -1 the smallest value from which the "
     "rest can still use a budget up, 1 the largest from which the rest can still keep every budget; linear "
     "in between, rounded to the nearest feasible value; entries of knobs that are not alive are ignored"
 )
@@ -110,13 +110,13 @@ def legal_budgets(problem: Problem) -> list[dict[str, Any]]:
 
 
 def _reward(config: ProblemConfig) -> dict[str, Any]:
-    """How a reward becomes a score again: the uniform policy's plus the reward times a scale."""
+    """How a reward becomes a score again: the reference policy's plus the reward times a scale."""
     if config.goal != "accuracy":
         return {"kind": "cost", "meaning": "of --goal cost, which says nothing about the score alone"}
     if config.shares:
-        meaning = "score = uniform + reward x max(original - uniform, scale)"
+        meaning = "score = reference + reward x max(original - reference, scale)"
         return {"kind": "share", "scale": LEAST_LOSS, "meaning": meaning}
-    return {"kind": "score", "scale": SCORE_SCALE, "meaning": "score = uniform + reward x scale"}
+    return {"kind": "score", "scale": SCORE_SCALE, "meaning": "score = reference + reward x scale"}
 
 
 def _trust(learned: Learned) -> dict[str, float]:

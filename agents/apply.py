@@ -22,7 +22,7 @@ class Applied:
 
     Attributes:
         policy: its policy.
-        outcomes: original, uniform policy and the actor's, on both splits.
+        outcomes: original, reference policy and the actor's, on both splits.
         expected: the score on the reward split that the critic expected; None where its training's rewards
             do not tell one.
         usual_error: how far it was off, in score, on the evaluations that it learned from; None likewise.
@@ -35,7 +35,7 @@ class Applied:
 
     @property
     def gain(self) -> float:
-        """By how much the actor's score is above the uniform policy's, on the reward split."""
+        """By how much the actor's score is above the reference policy's, on the reward split."""
         return self.outcomes[2].reward_score - self.outcomes[1].reward_score
 
 
@@ -73,19 +73,19 @@ def problem_settings(actor: ActorFile, budgets: Sequence[str], **anew: Any) -> P
 
 
 def apply_actor(actor: ActorFile, problem: Problem) -> Applied:
-    """Let an actor decide, and evaluate its policy beside the uniform one.
+    """Let an actor decide, and evaluate its policy beside the reference policy.
 
     Raises:
         UserError: the actor does not fit the problem.
     """
     walk = problem.walk()
     actor.check(walk)
-    uniform, episode = walk.reference_policy(), actor.decide(walk)
-    found = problem.evaluator([uniform, episode.policy])
+    reference, episode = walk.reference_policy(), actor.decide(walk)
+    found = problem.evaluator([reference, episode.policy])
     original = problem.network.copy().to(problem.evaluator.device)
     before, score = problem.original_score, problem.task.score
     outcomes = [Outcome("original", None, before, score(original, "test"), dict(problem.original_costs))]
-    for name, each in zip(("uniform", ACTOR), found, strict=True):
+    for name, each in zip((problem.reference_name, ACTOR), found, strict=True):
         test = score(problem.evaluator.compressed(each.policy), "test")
         outcomes.append(Outcome(name, each.policy, each.score, test, dict(each.costs)))
     scale = _scale(actor.contract["critic"]["reward"], before, found[0].score)
@@ -96,8 +96,8 @@ def apply_actor(actor: ActorFile, problem: Problem) -> Applied:
     return Applied(episode.policy, tuple(outcomes), min(max(expected, 0.0), 1.0), error)
 
 
-def _scale(reward: dict[str, Any], original: float, uniform: float) -> float | None:
+def _scale(reward: dict[str, Any], original: float, reference: float) -> float | None:
     """Score behind one unit of reward."""
     if reward["kind"] == "share":
-        return max(original - uniform, float(reward["scale"]))
+        return max(original - reference, float(reward["scale"]))
     return float(reward["scale"]) if reward["kind"] == "score" else None

@@ -29,7 +29,7 @@ class ActionBox:
         walk: the decisions to make.
 
     Attributes:
-        uniform: the uniform policy, the vector of zeros.
+        uniform: the reference policy, the vector of zeros.
         size: entries of a vector.
     """
 
@@ -52,7 +52,7 @@ class ActionBox:
         return self._play(actions)
 
     def draw(self, rng: np.random.Generator, sigma: float) -> Point:
-        """Draw around the uniform policy; with the same generator the very draw of `random`."""
+        """Draw around the reference policy; with the same generator the very draw of `random`."""
         return self._play(truncated_normal(rng, np.zeros(self._open.shape), sigma))
 
     def _play(self, actions: np.ndarray) -> Point:

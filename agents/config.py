@@ -21,15 +21,15 @@ class AgentConfig:
 
     algorithm: str = "ddpg"
     """Who proposes: ddpg, td3, sac, evolution, bayes, cbo (bayes and cbo: extra bayes), random,
-    greedy (a descent by measured sensitivities), or the fixed uniform, shallow (prunes shallow layers more)
-    and deep."""
+    greedy (a descent by measured sensitivities), or the fixed uniform, balanced, shallow (prunes shallow
+    layers more) and deep."""
     seed: int = 0
     """Seeds the weights, the exploration and the replay sampling; the same seed gives the same search."""
     start_from: Path | None = None
     """Folder of a trained agent (a run, or of train_transfer.py) whose actor and critic this search goes on
-    from; it asks that actor after the uniform policy, and has no warm-up. --sigma-start 0.1 stays near it."""
+    from; it asks that actor second, and has no warm-up. --sigma-start 0.1 stays near it."""
     warmup_evaluations: int = 10
-    """Evaluations drawn around the uniform policy before the actor proposes; at most half of the budget."""
+    """Evaluations drawn around the reference policy before the actor proposes; at most half of the budget."""
     candidates: int = 256
     """Noisy candidates that a Gaussian process ranks for each evaluation after the warm-up (ddpg, td3, sac);
     1 takes the first one unseen, as the paper does."""
@@ -82,7 +82,7 @@ class AgentConfig:
 
         Args:
             budget_evaluations: evaluations of the whole search.
-            references: how many of them, at the start, are uniform policies.
+            references: how many of them, at the start, are reference policies.
         """
         evaluations = self.schedule_evaluations or budget_evaluations
         warmup = min(self.warmup_evaluations, (evaluations - references + 1) // 2)

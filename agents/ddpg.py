@@ -129,7 +129,7 @@ class EpisodicAgent(OffPolicyAlgorithm):
 
         Args:
             observation: float32 [observation_size].
-            episode: number of the episode, from 0; 0 plays the uniform policy (all zeros).
+            episode: number of the episode, from 0; 0 plays the reference policy (all zeros).
 
         Returns:
             float32 [K] in [-1, 1].

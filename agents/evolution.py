@@ -15,7 +15,7 @@ from amc.policy import CompressionPolicy
 
 @register_searcher("evolution")
 class EvolutionSearcher:
-    """Separable CMA-ES (Ros and Hansen, PPSN 2008) from the uniform policy with the agent's first sigma.
+    """Separable CMA-ES (Ros and Hansen, PPSN 2008) from the reference policy with the agent's first sigma.
 
     A full covariance of 16 to 60 variables cannot be learned from 100 to 200 evaluations; a diagonal one
     learns (d + 2) / 3 times faster. Populations have 4 + 3 ln d members, the usual smallest size. The
@@ -43,7 +43,7 @@ class EvolutionSearcher:
         self._rewards: list[float] = []
 
     def ask(self, n: int) -> list[CompressionPolicy]:
-        """Draw `n` policies; the very first is the uniform policy."""
+        """Draw `n` policies; the very first is the reference policy."""
         return [self._box.play(self._draw()[: self._box.size]).policy for _ in range(n)]
 
     def _draw(self) -> np.ndarray:

@@ -15,12 +15,12 @@ class Exploration:
 
     Attributes:
         evaluations: the budget.
-        warmup: episodes drawn around the uniform policy (action zero); the first is exactly uniform.
+        warmup: episodes drawn around the reference policy (action zero); the first is exactly that.
         sigma_start: standard deviation during the warm-up and at its end, on the action scale -1 to 1.
         sigma_end: standard deviation from `settled` evaluations before the end.
         settled: evaluations at the end that keep `sigma_end`.
-        references: episodes at the start that play exactly the uniform policy, one for each case of a search;
-            the warm-up counts from the last of them.
+        references: episodes at the start that play exactly the reference policy, one for each case of a
+            search; the warm-up counts from the last of them.
     """
 
     evaluations: int = 200
@@ -36,11 +36,11 @@ class Exploration:
         return max(1, self.warmup) + self.references - 1
 
     def warming_up(self, episode: int) -> bool:
-        """Whether an episode (counted from 0) is drawn around the uniform policy; the first always is."""
+        """Whether an episode (counted from 0) is drawn around the reference policy; the first always is."""
         return episode < self._drawn
 
     def sigma(self, episode: int) -> float:
-        """Standard deviation of an episode (counted from 0); 0 for the uniform policies at the start."""
+        """Standard deviation of an episode (counted from 0); 0 for the reference policies at the start."""
         if episode < self.references:
             return 0.0
         warmup = self.warmup + self.references - 1

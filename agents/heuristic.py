@@ -59,11 +59,11 @@ class RampSearcher:
         self._asked = int(state["asked"])
 
 
-@register_searcher("shallow")
+@register_searcher("shallow", reference="uniform")
 def _shallow(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> Searcher:
     return RampSearcher(walk, direction=1.0)
 
 
-@register_searcher("deep")
+@register_searcher("deep", reference="uniform")
 def _deep(walk: WalkLike, config: AgentConfig, budget_evaluations: int) -> Searcher:
     return RampSearcher(walk, direction=-1.0)

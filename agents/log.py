@@ -131,7 +131,7 @@ class EvaluationLog:
         return max(leaders, key=lambda row: (row.feasible, row.reward), default=None)
 
     def first(self, case: str) -> Row:
-        """The first row of a case, which is its uniform policy."""
+        """The first row of a case, which is its reference policy."""
         return next(row for row in self.rows if row.case == case)
 
     def would_lead(self, reward: float, case: str = "") -> bool:

@@ -16,7 +16,7 @@ class Outcome:
     """One network of the before/after table.
 
     Attributes:
-        name: "original", "uniform" or the searcher's name.
+        name: "original", "uniform", "balanced" or the searcher's name.
         policy: its policy; None for the uncompressed network.
         reward_score, test_score: scores on the two splits, in [0, 1].
         costs: cost name to absolute value.

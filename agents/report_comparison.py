@@ -58,7 +58,7 @@ def _group(group: Group, alone: bool) -> str:
     if any(series.begun for series in group.series):
         caption = (
             "Best so far at equal evaluations: the mean over the seeds, and a band from the lowest of them "
-            "to the highest. Dashed: the uniform policy, every search's first evaluation."
+            "to the highest. Dashed: the reference policy, every search's first evaluation."
         )
         parts.append(
             figure_html(group_figure(group), "Best so far against evaluations, one curve a searcher", caption)
@@ -71,7 +71,7 @@ def _series_table(group: Group) -> str:
     head = [
         "searcher",
         "seeds",
-        "uniform",
+        "reference",
         "best",
         "difference",
         "best, test",
@@ -87,13 +87,13 @@ def _series_table(group: Group) -> str:
 
 
 def _series_row(series: Series, costs: Sequence[str], tested: bool) -> list[str]:
-    begun = [record for record in series.begun if record.best is not None and record.uniform is not None]
+    begun = [record for record in series.begun if record.best is not None and record.first is not None]
     seeds = ", ".join(str(record.config.agent.seed) for record in series.records)
     if not begun:
         return [seeds, "not started", *[""] * (2 + tested + len(costs))]
     best = [record.best.score for record in begun if record.best]
-    uniform = [record.uniform.score for record in begun if record.uniform]
-    cells = [seeds, _share(uniform), _share(best), points(statistics.mean(map(gain, begun)))]
+    first = [record.first.score for record in begun if record.first]
+    cells = [seeds, _share(first), _share(best), points(statistics.mean(map(gain, begun)))]
     if tested:
         cells.append(_share(_tests(series)))
     for name in costs:
@@ -134,7 +134,7 @@ def _runs_table(records: Sequence[Record]) -> str:
         "run",
         "searcher",
         "evaluations",
-        "uniform",
+        "reference",
         "best",
         "difference",
         *(COST_NAMES[name] for name in costs),
@@ -151,8 +151,8 @@ def _runs_table(records: Sequence[Record]) -> str:
 
 def _run_row(record: Record, costs: Sequence[str]) -> list[str]:
     searcher = f"{record.algorithm}, seed {record.config.agent.seed}"
-    best, uniform = record.best, record.uniform
-    if best is None or uniform is None:
+    best, first = record.best, record.first
+    if best is None or first is None:
         return [searcher, status(record), *[""] * (3 + len(costs))]
     gained = f"{points(gain(record))}{' (tie)' if is_tie(record) else ''}"
     unit = record.latency_unit
@@ -160,7 +160,7 @@ def _run_row(record: Record, costs: Sequence[str]) -> list[str]:
         cost_text(name, best.costs[name], best.costs[name], unit) if name in best.costs else ""
         for name in costs
     ]
-    return [searcher, f"{len(record.log):,}", percent(uniform.score), percent(best.score), gained, *figures]
+    return [searcher, f"{len(record.log):,}", percent(first.score), percent(best.score), gained, *figures]
 
 
 def _details(records: Sequence[Record]) -> list[str]:

@@ -11,7 +11,7 @@ from agents.report_groups import Group, best_so_far
 
 
 def group_figure(group: Group) -> Figure:
-    """The searchers of a group; dashed, the uniform policy's value, which every search begins with."""
+    """The searchers of a group; dashed, the reference policy's value, which every search begins with."""
     scored = group.records[0].config.problem.goal == "accuracy"
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
@@ -51,7 +51,7 @@ def group_figure(group: Group) -> Figure:
     axes.set_ylabel(f"{group.records[0].score_name}, reward split (%)" if scored else "reward")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    dashed = Line2D([], [], linestyle="--", linewidth=1, color=GREY, label="uniform policy")
+    dashed = Line2D([], [], linestyle="--", linewidth=1, color=GREY, label="reference policy")
     add_legend(axes, [*axes.get_legend_handles_labels()[0], dashed])
     return text_sizes(figure)
 

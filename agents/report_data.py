@@ -15,7 +15,7 @@ from amc.costs.symbolic import ALIASES
 from amc.errors import UserError
 from amc.files import read_json
 
-ORIGINAL, UNIFORM = "original", "uniform"
+ORIGINAL = "original"
 HOW = {"data_root", "device", "threads"}
 """Settings that say where and how fast a search runs, and not what it asks for."""
 
@@ -25,7 +25,7 @@ class Figures:
     """One network of the before/after table.
 
     Attributes:
-        name: "original", "uniform", the searcher's name, or a later stage's.
+        name: "original", "uniform", "balanced", the searcher's name, or a later stage's.
         reward_score: score on the reward split, in [0, 1].
         test_score: score on the test split; None where it has not been measured.
         costs: cost name to absolute value.
@@ -87,8 +87,13 @@ class Record:
         return self.facts.get("widths")
 
     @property
-    def uniform(self) -> Row | None:
-        """The uniform policy under the budgets of the best one: the first evaluation made for them."""
+    def reference(self) -> str:
+        """What the policy is called that searches start from and rewards count from."""
+        return str(self.facts.get("reference", "uniform"))
+
+    @property
+    def first(self) -> Row | None:
+        """The reference policy under the budgets of the best one: the first evaluation made for them."""
         return self.log.first(self.best.case) if self.best else None
 
     @property
@@ -108,11 +113,11 @@ class Record:
 
     @cached_property
     def networks(self) -> tuple[Figures, ...]:
-        """The original, the uniform and the best network, and whatever else has been measured since."""
+        """The original, the reference and the best network, and whatever else has been measured since."""
         if self.outcomes and not self.outdated:
             return self.outcomes
         log, cases = self.log, self.log.cases or ([""] if self.log.rows else [])
-        rows = [{UNIFORM: log.first(case), self.algorithm: log.best(case)} for case in cases]
+        rows = [{self.reference: log.first(case), self.algorithm: log.best(case)} for case in cases]
         logged = [
             Figures(name, row.score, None, row.costs, row.case)
             for here in rows

@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 9.9, 3.6
 def curve_figure(record: Record) -> Figure:
     """Best score so far (best reward, where a cost is minimised) against evaluations, each of them a dot.
 
-    The uniform policy's value is a dashed line.
+    The reference policy's value is a dashed line.
     """
     rows, scored = record.log.rows, record.config.problem.goal == "accuracy"
     values = [row.score * 100 if scored else row.reward for row in rows]
@@ -40,7 +40,7 @@ def curve_figure(record: Record) -> Figure:
     axes.axhline(values[0], linestyle="--", linewidth=1, color=GREY, zorder=1)
     axes.set_ylabel(f"{record.score_name}, reward split (%)" if scored else "reward")
     figure.set_size_inches(WIDTH, HEIGHT)
-    dashed = Line2D([], [], linestyle="--", linewidth=1, color=GREY, label="uniform")
+    dashed = Line2D([], [], linestyle="--", linewidth=1, color=GREY, label=record.reference)
     handles, _ = axes.get_legend_handles_labels()
     add_legend(axes, [*handles, dashed])
     return text_sizes(figure)
@@ -88,21 +88,21 @@ def best_policy_figure(record: Record) -> Figure:
 
 def scatter_figure(record: Record) -> Figure:
     """Score against each cost that was asked for, one dot an evaluation; late ones are stronger."""
-    rows, best, uniform = record.log.rows, record.best, record.uniform
-    assert best is not None and uniform is not None
+    rows, best, first = record.log.rows, record.best, record.first
+    assert best is not None and first is not None
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     panels = figure.subplots(1, len(record.costs), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, record.costs, strict=True):
         divisor, unit = cost_scale(name, max(row.costs[name] for row in rows), record.latency_unit)
         _dots(axes, rows, name, divisor)
-        for row, marker, color, size in ((uniform, "D", GREY, 40), (best, "*", ORANGE, 130)):
+        for row, marker, color, size in ((first, "D", GREY, 40), (best, "*", ORANGE, 130)):
             axes.scatter([row.costs[name] / divisor], [row.score * 100], s=size, marker=marker, color=color)
         _budget_line(axes, record, name, divisor)
         axes.set_xlabel(f"{COST_NAMES.get(name, name)} ({unit})")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"{record.score_name}, reward split (%)")
-    add_legend(panels[0], _markers(bool(record.predicted)))
+    add_legend(panels[0], _markers(bool(record.predicted), record.reference))
     return text_sizes(figure)
 
 
@@ -132,10 +132,10 @@ def _budget_line(axes: Axes, record: Record, name: str, divisor: float) -> None:
         axes.axvline(record.limits[name] / divisor, color=GREY, linewidth=1, linestyle=":")
 
 
-def _markers(predicted: bool) -> list[Line2D]:
+def _markers(predicted: bool, reference: str) -> list[Line2D]:
     shapes = (
         ("o", BLUE, "measured" if predicted else "evaluation"),
-        ("D", GREY, "uniform"),
+        ("D", GREY, reference),
         ("*", ORANGE, "best"),
     )
     handles = [

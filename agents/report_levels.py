@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from agents.figures import series_style
 from agents.outcome import ACTOR
-from agents.report_data import UNIFORM, Figures, Record
+from agents.report_data import Figures, Record
 from agents.report_figures import GREY, HEIGHT, WIDTH, add_legend, text_sizes
 from agents.report_text import percent, points
 
@@ -14,7 +14,7 @@ from agents.report_text import percent, points
 def level_names(record: Record) -> list[str]:
     """The networks of each level, in the order of the report."""
     known = {each.name for each in record.networks if each.case}
-    return [name for name in (UNIFORM, record.algorithm, ACTOR) if name in known]
+    return [name for name in (record.reference, record.algorithm, ACTOR) if name in known]
 
 
 def level_rows(record: Record) -> list[tuple[str, dict[str, Figures]]]:
@@ -27,15 +27,16 @@ def level_rows(record: Record) -> list[tuple[str, dict[str, Figures]]]:
 
 
 def level_verdict(record: Record) -> list[str]:
-    """What was gained over the uniform policies, as means over the levels."""
+    """What was gained over the reference policies, as means over the levels."""
     rows = level_rows(record)
     sentences = []
     for name in level_names(record)[1:]:
         here = [networks for _, networks in rows if name in networks]
-        gain = mean(each[name].reward_score - each[UNIFORM].reward_score for each in here)
+        gain = mean(each[name].reward_score - each[record.reference].reward_score for each in here)
         who = "The actor alone" if name == ACTOR else "The best policy of each level"
-        text = f"{who}: {points(gain)} of {record.score_name} over the uniform one on the reward split"
-        tests = [(each[name].test_score, each[UNIFORM].test_score) for each in here]
+        text = f"{who}: {points(gain)} of {record.score_name} over the {record.reference} one on the reward "
+        text += "split"
+        tests = [(each[name].test_score, each[record.reference].test_score) for each in here]
         known = [one - other for one, other in tests if one is not None and other is not None]
         if len(known) == len(here):
             text += f", {points(mean(known))} on the test split"
@@ -63,14 +64,14 @@ def level_cells(record: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def level_figure(record: Record) -> Figure:
-    """Score against level, one line each for the uniform policies, the best ones and the actor's."""
+    """Score against level, one line each for the reference policies, the best ones and the actor's."""
     rows = level_rows(record)
     tested = all(each.test_score is not None for _, networks in rows for each in networks.values())
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(rows))
     for place, name in enumerate(level_names(record)):
-        color, marker = (GREY, "D") if name == UNIFORM else series_style(place - 1)
+        color, marker = (GREY, "D") if name == record.reference else series_style(place - 1)
         scores = [
             100 * ((networks[name].test_score or 0.0) if tested else networks[name].reward_score)
             for _, networks in rows

@@ -211,12 +211,14 @@ def _decision(knob: str, value: int | None, point: str, widths: Mapping[str, int
 def _search(record: Record) -> str:
     if record.log.cases:
         text = "Score at every level of the budget"
-        curve = figure_html(level_figure(record), text, f"{text}: the uniform policy and what was learned.")
+        curve = figure_html(
+            level_figure(record), text, f"{text}: the {record.reference} policy and what was learned."
+        )
     else:
         curve = figure_html(
             curve_figure(record),
             "Best so far against evaluations",
-            "One dot an evaluation; the line is the best so far, dashed the uniform policy.",
+            f"One dot an evaluation; the line is the best so far, dashed the {record.reference} policy.",
         )
     scatter = figure_html(
         scatter_figure(record),

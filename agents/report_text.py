@@ -73,8 +73,8 @@ def status(record: Record) -> str:
     done, asked = len(record.log), record.config.search.evaluations
     if done >= asked:
         return f"finished: {done:,} evaluations"
-    if record.algorithm == "uniform" and done:
-        return "finished: the uniform policy is all that this searcher proposes"
+    if record.algorithm in ("uniform", "balanced") and done:
+        return f"finished: the {record.algorithm} policy is all that this searcher proposes"
     return f"not finished: {done:,} of {asked:,} evaluations"
 
 
@@ -105,13 +105,13 @@ def _limit(budget: str) -> str:
 
 
 def verdict(record: Record) -> list[str]:
-    """What was gained over the uniform policy and the original, in sentences that do not flatter."""
-    if record.best is None or record.uniform is None:
+    """What was gained over the reference policy and the original, in sentences that do not flatter."""
+    if record.best is None or record.first is None:
         return ["Nothing has been evaluated yet."]
     if not record.best.feasible:
         first = _miss_verdict(record)
     elif record.best.index == 0:
-        first = f"No policy beat the uniform one in {_evaluations(record)}."
+        first = f"No policy beat the {record.reference} one in {_evaluations(record)}."
     elif record.config.problem.goal == "accuracy":
         first = _score_verdict(record)
     else:
@@ -125,41 +125,41 @@ def _evaluations(record: Record) -> str:
 
 
 def gain(record: Record) -> float:
-    """By how much the best policy's score is above the uniform one's, both on the reward split."""
-    return record.best.score - record.uniform.score if record.best and record.uniform else 0.0
+    """By how much the best policy's score is above the reference policy's, both on the reward split."""
+    return record.best.score - record.first.score if record.best and record.first else 0.0
 
 
 def is_tie(record: Record) -> bool:
     """Whether a gain in score is below the reward split's standard error."""
-    error = record.standard_error(record.uniform.score) if record.uniform else None
+    error = record.standard_error(record.first.score) if record.first else None
     return error is not None and abs(gain(record)) < error
 
 
 def _score_verdict(record: Record) -> str:
-    assert record.uniform is not None
-    error = record.standard_error(record.uniform.score)
-    above = f"{points(gain(record))} of {record.score_name} over the uniform policy"
+    assert record.first is not None
+    error = record.standard_error(record.first.score)
+    above = f"{points(gain(record))} of {record.score_name} over the {record.reference} policy"
     if error is None:
         return (
             f"{above} on the reward split, whose number of images this run does not record: it may be chance."
         )
     if is_tie(record):
         return (
-            f"A tie with the uniform policy: {points(gain(record))} of {record.score_name} is less than "
-            f"the reward split's standard error of {points(error).lstrip('+')}."
+            f"A tie with the {record.reference} policy: {points(gain(record))} of {record.score_name} is "
+            f"less than the reward split's standard error of {points(error).lstrip('+')}."
         )
     return f"{above} on the reward split, whose standard error is {points(error).lstrip('+')}."
 
 
 def _cost_verdict(record: Record) -> str:
-    assert record.best is not None and record.uniform is not None
+    assert record.best is not None and record.first is not None
     name, original = record.config.problem.minimize, record.original
-    before, uniform, after = (each.costs[name] for each in (original, record.uniform, record.best))
+    before, first, after = (each.costs[name] for each in (original, record.first, record.best))
     largest, unit = max(before, after), record.latency_unit
     return (
         f"{COST_NAMES[name].capitalize()} {cost_text(name, after, largest, unit)} instead of "
         f"{cost_text(name, before, largest, unit)}, "
-        f"{before / after:.2f} times less (uniform policy: {before / uniform:.2f} times), for "
+        f"{before / after:.2f} times less ({record.reference} policy: {before / first:.2f} times), for "
         f"{points(record.best.score - original.reward_score)} of {record.score_name} on the reward split."
     )
 
@@ -192,7 +192,8 @@ def _latency_verdict(record: Record) -> list[str]:
     if record.predicted:
         sentences.append(
             f"The latency of {record.predicted:,} of {len(record.log):,} policies is predicted; it is "
-            "measured for the uniform policy, the best one, and every other that would have been the best."
+            f"measured for the {record.reference} policy, the best one, and every other that would have been "
+            "the best."
         )
     if record.best is not None and record.best.latency_source == "unreliable":
         sentences.append("The machine was too busy for a reliable latency of the best policy.")

@@ -18,7 +18,7 @@ from agents.outcome import ACTOR, Outcome, final_figures
 from agents.run_config import RunConfig, continued, read_config, read_facts, write_config
 from agents.run_folder import check_new_folder, run_lock
 from agents.search import POLICY_FILE, Callback, SearchResult, search
-from agents.searcher import Searcher, check_searcher, make_searcher
+from agents.searcher import Searcher, check_searcher, make_searcher, with_reference
 from agents.source import load_source, prepare_device
 from agents.standards import Cases, Standard, check_enough, one_case
 from agents.tensorboard import TensorBoardWriter
@@ -153,7 +153,7 @@ class Run:
         return result
 
     def outcomes(self) -> list[Outcome]:
-        """Original, uniform and best policy, scored on the test split before any fine-tuning.
+        """Original, uniform, reference and best policy, scored on the test split before any fine-tuning.
 
         Of a range of budgets every level has its own, and what the trained actor alone gives there.
 
@@ -167,8 +167,10 @@ class Run:
         outcomes = [original]
         for case in self.log.cases or [""]:
             leader = self.log.best(case)
-            # The searcher "uniform" has one policy, under one name.
-            rows = {} if leader is None else {"uniform": self.log.first(case), self.algorithm: leader}
+            # A searcher that proposes the reference policy alone has one policy, under one name.
+            reference = self.problem.reference_name
+            rows = {} if leader is None else {reference: self.log.first(case), self.algorithm: leader}
+            outcomes += [] if "uniform" in rows or not rows else [self._uniform_outcome(case)]
             outcomes += [self._outcome(name, row) for name, row in rows.items()]
             outcomes += self._actor_outcome(case)
         write_json(self.folder / OUTCOMES_FILE, [outcome.to_json() for outcome in outcomes])
@@ -176,6 +178,14 @@ class Run:
             networks = {"original": self._network_of(None), self.algorithm: self._network_of(best.policy)}
             self.task.save_examples(networks, self.folder)
         return outcomes
+
+    def _uniform_outcome(self, case: str) -> Outcome:
+        """The policy with one keep ratio for all layers, which no search proposes."""
+        policy = self.problem.uniform_policy(self.problem.cases.get(case))
+        found = self.evaluator([policy])[0]
+        if self.problem.latency is not None:
+            found = self.problem.latency.measure(found)
+        return Outcome("uniform", policy, found.score, self._test_score(policy), dict(found.costs), case)
 
     def _outcome(self, name: str, row: Row) -> Outcome:
         test = self._test_score(row.policy)
@@ -304,6 +314,7 @@ def _open_problem(
     progress: Progress = lambda done, total: None,
 ) -> Problem:
     """Build what a run works on; what can be refused cheaply is, before any data are read."""
+    settings = with_reference(config.problem, config.agent.algorithm)
     device = prepare_device(config.source)
     target = get_target(config.problem.target)
     target.runtime_version  # noqa: B018 - asked for here, so that a missing runtime is noticed here
@@ -312,7 +323,7 @@ def _open_problem(
     if model is None or task is None:
         model, task = load_source(config.source)
     try:
-        return build_problem(model, task, config.problem, device, target, baseline, progress)
+        return build_problem(model, task, settings, device, target, baseline, progress)
     except BaseException:
         target.close()
         raise
@@ -335,6 +346,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "weights": weights_digest(problem.network),
         "original": {"score": problem.baseline.score, "costs": problem.baseline.costs},
         "score_name": problem.task.score_name,
+        "reference": problem.reference_name,
         "latency_unit": problem.target.unit,
         "reward_images": len(problem.task.data.reward),
         "widths": {layer.name: layer.out_channels for layer in problem.network.layers},

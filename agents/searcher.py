@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,13 +13,14 @@ from agents.exploration import truncated_normal
 from amc.errors import UserError
 from amc.evaluate import Evaluation
 from amc.policy import CompressionPolicy
+from envs.problem_config import ProblemConfig, Reference
 
 State = dict[str, Any]
 """A nested dictionary of NumPy arrays and JSON values: what a checkpoint can hold."""
 
 
 class Searcher(Protocol):
-    """Proposes policies; its first proposal is always the uniform policy.
+    """Proposes policies; its first proposal is always the reference policy.
 
     The same calls in the same order give the same proposals, also after `load_state_dict`; a searcher
     draws from generators of its own only.
@@ -55,6 +56,7 @@ class Registration:
         extra: the extra that brings the package.
         goals: what it can search for.
         learns: whether it trains an agent, which takes a range of budgets or goes on from another agent.
+        reference: the reference policy that it is about; None where that is the problem's own matter.
     """
 
     factory: SearcherFactory
@@ -62,6 +64,7 @@ class Registration:
     extra: str
     goals: tuple[str, ...]
     learns: bool
+    reference: Reference | None = None
 
 
 _SEARCHERS: dict[str, Registration] = {}
@@ -74,6 +77,7 @@ def register_searcher(
     extra: str = "",
     goals: tuple[str, ...] = ("accuracy", "cost"),
     learns: bool = False,
+    reference: Reference | None = None,
 ) -> Callable[[SearcherFactory], SearcherFactory]:
     """Make a searcher known as `--algorithm name`; use it as a decorator of its factory or class.
 
@@ -82,10 +86,11 @@ def register_searcher(
         package, extra: an optional package that it needs, and the extra that brings it.
         goals: what it can search for.
         learns: whether it trains an agent, which takes a range of budgets or goes on from another agent.
+        reference: the reference policy that it is about, where it is about one.
     """
 
     def register(factory: SearcherFactory) -> SearcherFactory:
-        _SEARCHERS[name] = Registration(factory, package, extra, goals, learns)
+        _SEARCHERS[name] = Registration(factory, package, extra, goals, learns, reference)
         return factory
 
     return register
@@ -138,25 +143,42 @@ def make_searcher(walk: WalkLike, config: AgentConfig, budget_evaluations: int) 
     return _SEARCHERS[config.algorithm].factory(walk, config, budget_evaluations)
 
 
-def _uniform(walk: WalkLike) -> CompressionPolicy:
+def with_reference(problem: ProblemConfig, algorithm: str) -> ProblemConfig:
+    """A problem with the reference policy that a searcher is about.
+
+    Raises:
+        UserError: the problem asks for another one, or cannot have it.
+    """
+    wanted = _SEARCHERS[algorithm].reference
+    if wanted is None or problem.reference == wanted:
+        return problem
+    if problem.reference != "auto":
+        raise UserError(
+            f"--algorithm {algorithm} begins at the {wanted} policy, not at --reference {problem.reference}."
+        )
+    return replace(problem, reference=wanted)
+
+
+def _reference(walk: WalkLike) -> CompressionPolicy:
     zeros = np.zeros(walk.action_size, dtype=np.float32)
     return play(walk, lambda observation: zeros).policy
 
 
-@register_searcher("uniform")
-class UniformSearcher:
-    """Proposes the uniform policy, once."""
+@register_searcher("uniform", reference="uniform")
+@register_searcher("balanced", reference="balanced")
+class ReferenceSearcher:
+    """Proposes the reference policy, once."""
 
     def __init__(self, walk: WalkLike, config: AgentConfig, budget_evaluations: int):
         self._walk = walk
         self._asked = False
 
     def ask(self, n: int) -> list[CompressionPolicy]:
-        """The uniform policy at the first call, nothing afterwards."""
+        """The reference policy at the first call, nothing afterwards."""
         if self._asked or n < 1:
             return []
         self._asked = True
-        return [_uniform(self._walk)]
+        return [_reference(self._walk)]
 
     def tell(self, evaluations: Sequence[Evaluation], rewards: Sequence[float]) -> None:
         """There is nothing to learn."""
@@ -176,7 +198,7 @@ class UniformSearcher:
 
 @register_searcher("random")
 class RandomSearcher:
-    """Draws from the agent's warm-up distribution: a truncated normal around the uniform policy.
+    """Draws from the agent's warm-up distribution: a truncated normal around the reference policy.
 
     With the seed of an agent it proposes the very policies of that agent's warm-up, so that both are
     compared from the same start. Drawing uniformly from the box would be a straw man.
@@ -189,7 +211,7 @@ class RandomSearcher:
         self._asked = 0
 
     def ask(self, n: int) -> list[CompressionPolicy]:
-        """Draw `n` policies; the very first is the uniform policy."""
+        """Draw `n` policies; the very first is the reference policy."""
         return [self._draw() for _ in range(n)]
 
     def _draw(self) -> CompressionPolicy:
@@ -201,7 +223,7 @@ class RandomSearcher:
         """There is nothing to learn."""
 
     def metrics(self, index: int) -> dict[str, float]:
-        """The constant sigma; 0 for the uniform policy."""
+        """The constant sigma; 0 for the reference policy."""
         return {"sigma": self._sigma if index else 0.0}
 
     def state_dict(self) -> State:

@@ -12,7 +12,7 @@ class Reward(Protocol):
     """Turns an evaluation into the number to maximise."""
 
     def set_reference(self, evaluation: Evaluation) -> None:
-        """Hear of the uniform policy's evaluation, before the first reward is asked for."""
+        """Hear of the reference policy's evaluation, before the first reward is asked for."""
 
     def __call__(self, evaluation: Evaluation) -> float:
         """The reward; the same for the same evaluation."""
@@ -75,13 +75,13 @@ def one_case(standard: Standard) -> Cases:
 
 
 def check_enough(evaluations: int, cases: int) -> None:
-    """Refuse a search that would not get beyond the uniform policies of its cases.
+    """Refuse a search that would not get beyond the reference policies of its cases.
 
     Raises:
         UserError: says how many evaluations it takes.
     """
     if evaluations <= cases:
         raise UserError(
-            f"--evaluations {evaluations} are too few for {cases} levels: the uniform policy of each is "
+            f"--evaluations {evaluations} are too few for {cases} levels: the reference policy of each is "
             f"evaluated first, so give at least {2 * cases}, or fewer --levels."
         )

@@ -45,7 +45,7 @@ def collect(trials: Sequence[Trial], folder: Path, errors: Mapping[str, str]) ->
 
     Returns:
         What was written. A row holds, where they are known: `trial`, `network`, `budget`, `searcher`, `seed`,
-        `status`, `evaluations`, the score on the reward split of the original, the uniform and the best
+        `status`, `evaluations`, the score on the reward split of the original, the reference and the best
         network, those on the test split, each cost of the best network and its share of the original's,
         `measuring_seconds`, `cpu`, `dominated` (whether another trial's network of the same original is no
         worse in score and first cost, and better in one) and `error`.
@@ -93,12 +93,12 @@ def _row(trial: Trial, record: Record | None, folder: Path, error: str, beaten: 
 def _figures(record: Record) -> Result:
     original, best = record.original, record.best
     row: Result = {"evaluations": len(record.log), "original_score": original.reward_score}
-    if best is None or record.uniform is None:
+    if best is None or record.first is None:
         return row
     tests = {each.name: each.test_score for each in record.networks}
     costs = dict(best.costs)
     return row | {
-        "uniform_score": record.uniform.score,
+        "reference_score": record.first.score,
         "best_score": best.score,
         "original_test_score": original.test_score,
         "best_test_score": tests.get(record.algorithm),

@@ -52,7 +52,7 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
     | 1 | position | share of the decisions that has been made |
     | 1 | depth | log2(1 + T) / log2(257) |
     | 1 | tied | share of the layers whose width is decided at this point |
-    | 1 | inputs | share of the layer's inputs that are left, if what is open is decided uniformly |
+    | 1 | inputs | share of the layer's inputs that are left, if what is open is decided as the reference policy does |
     | K | reference | what the action 0 stands for here: keep ratio, or rank |
     | 3 x K | recent | the last three decisions, the latest first |
     | K | mean | mean of the decisions so far, weighted by the MACs of their layers |
@@ -63,7 +63,7 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
 
     ## Action
     `Box(-1, 1, (K,), float32)`, one entry a knob (operator, its amount, bits of a code, width, weight bits,
-    activation bits, as far as they are a choice). 0 is the reference ("uniform") policy's value; -1 the
+    activation bits, as far as they are a choice). 0 is the reference policy's value; -1 the
     smallest value from which the rest can still use a budget up; +1 the largest from which the rest can still
     keep every budget; linear in between, rounded to the nearest feasible value. Entries of dead knobs are
     ignored.

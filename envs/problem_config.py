@@ -14,6 +14,8 @@ from envs.budget_range import is_range, spread
 
 DEFAULT_BUDGET = "macs=0.5"
 
+Reference = Literal["auto", "balanced", "uniform"]
+
 
 @dataclass(frozen=True)
 class ProblemConfig:
@@ -28,16 +30,16 @@ class ProblemConfig:
     --goal accuracy and no budget: macs=0.5. A range such as macs=0.2..0.8 trains one agent for all budgets in
     it, at --levels of them in turn."""
     levels: int = 13
-    """Budgets that a range is spread over, both ends included; each has a uniform policy and a best one."""
+    """Budgets that a range is spread over, both ends included; each has a reference policy and a best one."""
     minimize: Literal["latency", "macs", "params", "size", "bops"] = "latency"
     """The cost that --goal cost makes small; latency is measured for every policy on --target."""
     max_drop: float = 1.0
     """Largest loss of score, in points, that --goal cost accepts before fine-tuning."""
     reference_keep: float = 0.9
-    """Keep ratio of the uniform policy, around which the search starts, where no budget bounds the widths."""
+    """Keep ratio of the reference policy, around which the search starts, where no budget bounds the widths."""
     reward: Literal["default", "paper", "share"] = "default"
     """The reward: default; with --goal cost also the paper's -error x log(cost); with --goal accuracy also
-    the share that is won back of what the uniform policy loses, as a range of budgets and several networks
+    the share that is won back of what the reference policy loses, as a range of budgets and several networks
     have it."""
     target: str = "openvino"
     """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions, or
@@ -53,7 +55,7 @@ class ProblemConfig:
     drop_blocks: bool = False
     """Let whole residual blocks be left out: a runtime pays for every layer, however thin it is."""
     reference_depth: float = 1.0
-    """Share of the residual blocks that the uniform policy keeps, those that change their input most."""
+    """Share of the residual blocks that the reference policy keeps, those that change their input most."""
     operators: tuple[str, ...] = ()
     """What may replace a layer, as the agent chooses: filter-groups, clustered-kernels (under size only),
     channel-svd, spatial-svd, or your own as package.module:Class; none by default."""
@@ -62,7 +64,7 @@ class ProblemConfig:
     importance: Literal["obs", "l1", "l2", "bn", "taylor"] = "obs"
     """Which channels go first: those that the layers behind can make up for (obs, the Optimal Brain Surgeon
     on unlabeled images), or those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
-    reference: Literal["auto", "balanced", "uniform"] = "auto"
+    reference: Reference = "auto"
     """Where searches start and rewards count from: at about the same predicted error in all layers (balanced,
     which needs --importance obs and no --operators), or at one keep ratio for all (uniform)."""
     reconstruct: Literal["none", "symmetric", "asymmetric"] = "symmetric"
@@ -196,7 +198,7 @@ class ProblemConfig:
 
     @property
     def shares(self) -> bool:
-        """Whether rewards are shares of what the uniform policy loses."""
+        """Whether rewards are shares of what the reference policy loses."""
         return self.varies or self.reward == "share"
 
     @property

@@ -14,7 +14,7 @@ DROP_SCALE = 0.01
 """Beyond the allowed drop one point of accuracy outweighs one halving of the cost."""
 
 LEAST_LOSS = 0.02
-"""What the uniform policy has at least lost, as far as rewards at many levels are concerned."""
+"""What the reference policy has at least lost, as far as rewards at many levels are concerned."""
 
 NANOSECONDS_PER_MS = 1e6
 
@@ -90,7 +90,7 @@ class ShareReward:
     """At many levels of a budget: the share of the reference policy's loss that is won back.
 
     (score - score of the reference policy) / (score of the original - score of the reference policy). At
-    every level 0 is the uniform policy and 1 the original's score, so that rewards can be compared; a loss
+    every level 0 is the reference policy and 1 the original's score, so that rewards can be compared; a loss
     below two points counts as two, or the noise of a loose budget would outweigh the rest.
 
     Attributes:

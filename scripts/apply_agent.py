@@ -71,8 +71,8 @@ def certainty(applied: Applied, score_name: str) -> list[str]:
         )
     if applied.gain < 0:
         sentences.append(
-            f"The uniform policy scores {-applied.gain * 100:.2f} points more: this actor does not know such "
-            "networks well; a search would serve better."
+            f"The {applied.outcomes[1].name} policy scores {-applied.gain * 100:.2f} points more: this actor "
+            "does not know such networks well; a search would serve better."
         )
     return sentences
 

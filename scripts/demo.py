@@ -110,12 +110,13 @@ def search(folder: Path, config: RunConfig) -> Run:
 
 def compare_searches(agent: Run, random: Run) -> None:
     """Say how the searches did on the reward split, as it is."""
-    uniform = agent.log.rows[0].score
+    first = agent.log.rows[0].score
     bests = {run.algorithm: run.log.best() for run in (agent, random)}
     scores = ", ".join(f"{name} {best.score:.2%}" for name, best in bests.items() if best is not None)
     images = len(agent.task.data.reward)
-    error = (uniform * (1 - uniform) / images) ** 0.5
-    print(f"   best on the reward split: {scores}; uniform {uniform:.2%} (standard error {error:.2%})")
+    error = (first * (1 - first) / images) ** 0.5
+    reference = f"{agent.problem.reference_name} {first:.2%}"
+    print(f"   best on the reward split: {scores}; {reference} (standard error {error:.2%})")
 
 
 def measure(run: Run, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -125,7 +126,7 @@ def measure(run: Run, folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         Rows of the table, and the files written.
     """
     exports = {
-        "uniform": export_run(run, run.log.rows[0].policy, folder / "uniform"),
+        "uniform": export_run(run, run.problem.uniform_policy(), folder / "uniform"),
         "agent": export_run(run, None, folder / "export"),
     }
     tuned = run.folder / "fine_tuned"

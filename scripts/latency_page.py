@@ -175,8 +175,8 @@ class Page:
             title,
             "No fine-tuning. The weights know the images of the reward split, so it reads higher than the "
             "test split. `prune` stays in fp32; `int8` keeps all channels; `prune-int8` searches widths in "
-            "fp32 and then puts every layer in int8; `joint` decides both; `uniform` is the first policy of "
-            "the joint search; `blocks` decides widths, bits, and which residual blocks go, and scores each "
+            "fp32 and then puts every layer in int8; `joint` decides both; `uniform` has one keep ratio; "
+            "`blocks` decides widths, bits, and which residual blocks go, and scores each "
             f"policy after {BLOCKS_STEPS} steps of training, which the accuracies here do not have. "
             "`channels by` is the order in which channels go: by their weights (l2), or the Optimal Brain "
             "Surgeon's (obs), the default since then.",

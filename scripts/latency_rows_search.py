@@ -35,10 +35,10 @@ def joint_row(options: LatencyResults, spec: Spec) -> Figures:
 
 
 def searched_variant(options: LatencyResults, spec: Spec) -> Figures:
-    """Best policy of a search, or its first: prune, joint and uniform."""
+    """Best policy of a search, or the uniform one: prune, joint and uniform."""
     opened = prune_search if spec.variant == "prune" else joint_search
     with opened(options, spec) as run:
-        policy = run.log.rows[0].policy if spec.variant == "uniform" else run.best_policy
+        policy = run.problem.uniform_policy() if spec.variant == "uniform" else run.best_policy
         only_floats = 8 not in run.problem.target.fast_bits
         note = {"same_search_as": "prune"} if only_floats and spec.variant in ("joint", "uniform") else {}
         return policy_figures(run.problem, policy, spec) | search_figures(run) | note

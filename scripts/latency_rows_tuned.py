@@ -40,9 +40,9 @@ def curve_row(options: LatencyResults, spec: Spec) -> Figures:
 
 
 def untuned(options: LatencyResults, spec: Spec) -> Figures:
-    """Best and first policy of the joint search."""
+    """Best policy of the joint search, and the uniform one."""
     with joint_search(options, spec) as run:
-        uniform = run.log.rows[0].policy
+        uniform = run.problem.uniform_policy()
         return {
             "joint": policy_figures(run.problem, run.best_policy, spec) | search_figures(run),
             "uniform": policy_figures(run.problem, uniform, spec),

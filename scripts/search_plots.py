@@ -16,6 +16,7 @@ COLOURS = {
     "uniform": "#8a8f98",
     "shallow": "#b0a17a",
     "deep": "#7a97b0",
+    "balanced": "#404448",
     "random": "#e8710a",
     "evolution": "#2a9d5c",
     "bayes": "#8e44ad",

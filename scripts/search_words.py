@@ -10,7 +10,7 @@ UNTUNED_GOAL, TUNED_GOAL = 0.020, 0.004
 """Of ResNet-56 at half of the MACs: accuracy that may be lost."""
 PAPER = {"un-tuned": -0.027, "fine-tuned": -0.009}
 """What AMC lost there (He et al., ECCV 2018)."""
-RIVALS = ("random", "bayes", "evolution", "uniform", "shallow", "deep")
+RIVALS = ("random", "bayes", "evolution", "balanced", "uniform", "shallow", "deep")
 
 
 def winner(setting: Setting) -> str:

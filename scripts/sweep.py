@@ -173,7 +173,7 @@ def table(found: Collected) -> Table:
     shown = Table()
     for name in ("network", "budget", "searcher"):
         shown.add_column(name)
-    scores = ("uniform", "best", "test")
+    scores = ("reference", "best", "test")
     for name in ("seed", "done", *scores, *costs, "status"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
@@ -182,7 +182,7 @@ def table(found: Collected) -> Table:
 
 
 def _cells(row: Result, largest: Mapping[str, float], unit: str) -> list[str]:
-    figures = [_share(row.get(name)) for name in ("uniform_score", "best_score", "best_test_score")]
+    figures = [_share(row.get(name)) for name in ("reference_score", "best_score", "best_test_score")]
     figures += [
         cost_text(name, row[name], most, unit) if name in row else "" for name, most in largest.items()
     ]

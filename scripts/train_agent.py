@@ -254,7 +254,7 @@ def describe(problem: Problem) -> None:
 
 
 def time_evaluation(problem: Problem) -> None:
-    """Evaluate the uniform policy once, and print its score and how long that took.
+    """Evaluate the reference policy once, and print its score and how long that took.
 
     Raises:
         UserError: there is nothing to decide.
@@ -265,10 +265,10 @@ def time_evaluation(problem: Problem) -> None:
     policy, started = walk.reference_policy(), time.perf_counter()
     evaluation = problem.evaluator([policy])[0]
     if problem.config.drop_blocks:
-        print(f"the uniform policy leaves out {left_out(problem.network, policy)}")
+        print(f"the {problem.reference_name} policy leaves out {left_out(problem.network, policy)}")
     print(
-        f"uniform policy: {problem.task.score_name} {evaluation.score:.2%} on the reward split; "
-        f"{time.perf_counter() - started:.2f} s per evaluation, {walk.length} decisions"
+        f"{problem.reference_name} policy: {problem.task.score_name} {evaluation.score:.2%} on the reward "
+        f"split; {time.perf_counter() - started:.2f} s per evaluation, {walk.length} decisions"
     )
 
 

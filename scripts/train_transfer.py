@@ -76,7 +76,7 @@ def train(transfer: Transfer) -> None:
     for case in transfer.log.cases:
         first, best = transfer.log.first(case), transfer.log.best(case)
         assert best is not None
-        print(f"{case}: uniform {first.score:.2%}, best {best.score:.2%} on the reward split")
+        print(f"{case}: reference {first.score:.2%}, best {best.score:.2%} on the reward split")
     print(f"actor in {transfer.export()}; train_agent.py goes on from it with --start-from {transfer.folder}")
 
 

@@ -167,7 +167,7 @@ def unadapted_row(options: TransferResults, spec: Spec) -> Figures:
     with ExitStack() as stack:
         problem = opened(options, spec.network, config.problem, stack)
         walk = problem.walk()
-        policies = {"uniform": walk.reference_policy(), "best": actor.policy(walk)}
+        policies = {"uniform": problem.uniform_policy(), "best": actor.policy(walk)}
         found = {
             name: scores(
                 problem.evaluator([policy])[0].score,

@@ -16,10 +16,10 @@ class FreeBox:
     what to keep, and nothing bounds it: the budgets have to be learned.
 
     Args:
-        walk: the decisions to make; its budgets decide nothing but the uniform policy.
+        walk: the decisions to make; its budgets decide nothing but the reference policy.
 
     Attributes:
-        uniform: the uniform policy under the walk's budgets.
+        uniform: the reference policy under the walk's budgets.
         size: entries of a vector.
     """
 
@@ -43,7 +43,7 @@ class FreeBox:
         return self._decide(lambda entry, values: int((vector[entry] + 1.0) / 2.0 * (len(values) - 1) + 0.5))
 
     def draw(self, rng: np.random.Generator, sigma: float) -> Point:
-        """Draw around the uniform policy."""
+        """Draw around the reference policy."""
         return self.play(truncated_normal(rng, self.uniform.vector, sigma))
 
     def _decide(self, choose: Callable[[int, tuple[int, ...]], int]) -> Point:

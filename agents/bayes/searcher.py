@@ -36,7 +36,7 @@ class Box(Protocol):
         """The policy of a vector, and the vector that was executed."""
 
     def draw(self, rng: np.random.Generator, sigma: float) -> Point:
-        """Draw around the uniform policy."""
+        """Draw around the reference policy."""
 
 
 Outcomes = Callable[[Evaluation, float], list[float]]
@@ -46,9 +46,9 @@ Outcomes = Callable[[Evaluation, float], list[float]]
 class BayesSearcher:
     """Gaussian processes in a trust region around the best point.
 
-    The first proposals are drawn around the uniform policy. Each further one maximises the (constrained) log
-    expected improvement of processes that are fitted to all evaluations; proposals that are still open count
-    as evaluated, with what is expected of them. What is learned from is the executed vector. A policy is
+    The first proposals are drawn around the reference policy. Each further one maximises the (constrained)
+    log expected improvement of processes that are fitted to all evaluations; proposals that are still open
+    count as evaluated, with what is expected of them. What is learned from is the executed vector. A policy is
     proposed again only if no other candidate is left.
 
     Args:
@@ -69,7 +69,7 @@ class BayesSearcher:
         self._fitted: np.ndarray | None = None
 
     def ask(self, n: int) -> list[CompressionPolicy]:
-        """Propose `n` policies; the very first is the uniform policy."""
+        """Propose `n` policies; the very first is the reference policy."""
         with one_thread():
             points, surrogate = [], None
             for _ in range(n):
