@@ -52,7 +52,7 @@ class CompressionEnv(gym.Env[np.ndarray, np.ndarray]):
     | 1 | position | share of the decisions that has been made |
     | 1 | depth | log2(1 + T) / log2(257) |
     | 1 | tied | share of the layers whose width is decided at this point |
-    | 1 | inputs | share of the layer's inputs that are left, if what is open is decided as the reference policy does |
+    | 1 | inputs | share of the layer's inputs that are left, what is open being as in the reference policy |
     | K | reference | what the action 0 stands for here: keep ratio, or rank |
     | 3 x K | recent | the last three decisions, the latest first |
     | K | mean | mean of the decisions so far, weighted by the MACs of their layers |

@@ -36,7 +36,7 @@ class ProblemConfig:
     max_drop: float = 1.0
     """Largest loss of score, in points, that --goal cost accepts before fine-tuning."""
     reference_keep: float = 0.9
-    """Keep ratio of the reference policy, around which the search starts, where no budget bounds the widths."""
+    """Fraction of the reference policy, around which the search starts, where no budget bounds the widths."""
     reward: Literal["default", "paper", "share"] = "default"
     """The reward: default; with --goal cost also the paper's -error x log(cost); with --goal accuracy also
     the share that is won back of what the reference policy loses, as a range of budgets and several networks

@@ -75,8 +75,8 @@ def overview(rows: Rows) -> list[str]:
         "Budgets are fractions of the MACs. All searchers start from the same policy, `balanced`, and spend "
         "the same number of evaluations; a policy met again counts too. `uniform` (one keep ratio) and "
         "`balanced` (about the same predicted error in all layers) are rules of one evaluation; `shallow` "
-        "and `deep` are ramps of eight slopes from the uniform policy and show the best of these. The figures "
-        "at half of the evaluations are read off the same search, whose exploration is planned for all of "
+        "and `deep` are ramps of eight slopes from the uniform policy and show the best of these. The "
+        "figures at half of the evaluations are read off the same search, whose exploration is planned for all of "
         "them. Scores of the reward split decide; the test split is only looked at afterwards.",
         f"{len(planned & set(rows))} of {len(planned)} rows are measured; those that are took {hours:.1f} "
         "hours. `python -m scripts.search_results` makes the missing ones, with `--data-root`, "

@@ -48,8 +48,8 @@ class BayesSearcher:
 
     The first proposals are drawn around the reference policy. Each further one maximises the (constrained)
     log expected improvement of processes that are fitted to all evaluations; proposals that are still open
-    count as evaluated, with what is expected of them. What is learned from is the executed vector. A policy is
-    proposed again only if no other candidate is left.
+    count as evaluated, with what is expected of them. What is learned from is the executed vector. A policy
+    is proposed again only if no other candidate is left.
 
     Args:
         box: what is searched.
