@@ -76,8 +76,8 @@ def overview(rows: Rows) -> list[str]:
         "the same number of evaluations; a policy met again counts too. `uniform` (one keep ratio) and "
         "`balanced` (about the same predicted error in all layers) are rules of one evaluation; `shallow` "
         "and `deep` are ramps of eight slopes from the uniform policy and show the best of these. The "
-        "figures at half of the evaluations are read off the same search, whose exploration is planned for all of "
-        "them. Scores of the reward split decide; the test split is only looked at afterwards.",
+        "figures at half of the evaluations are read off the same search, whose exploration is planned for "
+        "all of them. Scores of the reward split decide; the test split is only looked at afterwards.",
         f"{len(planned & set(rows))} of {len(planned)} rows are measured; those that are took {hours:.1f} "
         "hours. `python -m scripts.search_results` makes the missing ones, with `--data-root`, "
         "`--weights-dir` and `--weights-56`; `python -m scripts.search_page` writes this page from them.",
