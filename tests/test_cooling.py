@@ -188,7 +188,7 @@ def test_rounds_together_leave_no_less_than_one_search_may(tmp_path: Path):
 
 def test_the_result_is_relative_to_the_original(whole: CooledRun):
     assert whole.best_policy.network == whole.network.fingerprint
-    original, _, best = whole.outcomes()
+    original, *_, best = whole.outcomes()
     assert original.costs["macs"] == whole.network.macs
     model = whole.evaluator.compressed(whole.best_policy)
     assert whole.task.score(model, "reward") == pytest.approx(best.reward_score)

@@ -19,7 +19,7 @@ def run(page: str) -> dict[str, object]:
 def test_the_tutorial_ends_with_a_file_that_knows_the_digits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = run("tutorial.md")
-    original, _, best = found["result"].outcomes
+    original, *_, best = found["result"].outcomes
     assert best.costs["macs"] <= original.costs["macs"] / 2
     assert found["agreement"].relative_error < 1e-4
     assert (tmp_path / "model.onnx").is_file() and (tmp_path / "runs/tutorial/policy.json").is_file()
@@ -27,7 +27,7 @@ def test_the_tutorial_ends_with_a_file_that_knows_the_digits(tmp_path, monkeypat
 
 def test_the_environment_keeps_its_contract(capsys):
     found = run("environment.md")
-    assert found["reward"] == 0.0 and not found["truncated"]  # the uniform policy is the reference
+    assert found["reward"] == 0.0 and not found["truncated"]  # the zero action is the reference
     assert found["info"]["evaluation"].costs["macs"] <= found["problem"].network.macs / 2
     assert "of the MACs" in capsys.readouterr().out
 

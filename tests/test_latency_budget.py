@@ -197,7 +197,7 @@ def test_out_of_reach_names_the_smallest_reachable():
 
 
 def test_the_uniform_policy_is_in_integers_with_one_keep_ratio(problem: Problem):
-    policy = problem.walk().reference_policy()
+    policy = problem.uniform_policy()
     assert set(policy.values("weight_bits").values()) == {8} == set(policy.values("activation_bits").values())
     widths = [policy["0"].values["width"], policy["3"].values["width"], policy["6"].values["width"]]
     assert max(widths) - min(widths) <= 2  # one step of the target

@@ -165,7 +165,7 @@ def test_outcomes_hold_every_level_with_the_actor(whole: Run):
     told = json.loads((whole.folder / "outcomes.json").read_text())
     assert "case" not in told[0]
     assert [(each["case"], each["name"]) for each in told[1:]] == [
-        (case, name) for case in CASES for name in ("uniform", "ddpg", "actor")
+        (case, name) for case in CASES for name in ("uniform", "balanced", "ddpg", "actor")
     ]
     final = final_figures(whole.folder)
     assert "test_score/macs0.5/actor" in final and "test_score/original" in final

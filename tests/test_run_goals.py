@@ -91,13 +91,16 @@ def test_compress_hands_ctrl_c_on_and_says_where_to_continue(tmp_path: Path, who
     assert same(folder, whole.folder) and compressed.policy == whole.best_policy
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "sac", "random", "uniform"])
+@pytest.mark.parametrize("algorithm", ["td3", "sac", "random", "uniform", "balanced"])
 def test_every_searcher_runs(tmp_path: Path, algorithm: str):
     run = start(tmp_path / "run", config(7, algorithm=algorithm))
     result = run.search()
-    assert (result.ending, len(run.log)) == (("exhausted", 1) if algorithm == "uniform" else ("budget", 7))
+    assert (result.ending, len(run.log)) == (
+        ("exhausted", 1) if algorithm in ("uniform", "balanced") else ("budget", 7)
+    )
     names = [outcome.name for outcome in run.outcomes()]
-    assert names == list(dict.fromkeys(["original", "uniform", algorithm]))
+    between = [] if algorithm == "uniform" else ["balanced"]
+    assert names == list(dict.fromkeys(["original", "uniform", *between, algorithm]))
 
 
 def test_smallest_network_within_a_drop(tmp_path: Path):
@@ -121,7 +124,7 @@ LATENCY = (
 def test_fastest_network_within_a_drop(tmp_path: Path):
     assert call(*LATENCY, "--runs", tmp_path, "--name", "fast") == 0
     outcomes = json.loads((tmp_path / "fast" / "outcomes.json").read_text())
-    original, uniform, best = (outcome["costs"]["latency"] for outcome in outcomes)
+    original, uniform, _, best = (outcome["costs"]["latency"] for outcome in outcomes)
     assert 0 < best < original and 0 < uniform < original
     widths = {row["policy"]["decisions"][0]["values"]["width"] for row in rows(tmp_path / "fast")}
     assert widths <= {2, 4, 6, 8}  # the target's multiple

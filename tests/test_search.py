@@ -130,7 +130,7 @@ def test_first_evaluation_is_uniform_and_policy_json_holds_the_best(tmp_path: Pa
 
 
 def test_unknown_searcher_is_one_sentence():
-    with pytest.raises(UserError, match="no searcher 'sarsa'; choose one of bayes, cbo, ddpg, deep, evol"):
+    with pytest.raises(UserError, match="no searcher 'sarsa'; choose one of balanced, bayes, cbo, ddpg"):
         make_searcher(ToyWalk(), replace(SMALL, algorithm="sarsa"), 10)
 
 

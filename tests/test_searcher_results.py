@@ -72,7 +72,7 @@ def named(found: list[dict]) -> dict[str, dict]:
 
 def test_every_row_has_a_name_of_its_own_and_its_command_makes_it_alone() -> None:
     specs = plan({})
-    assert len({spec.name for spec in specs}) == len(specs) == 2 * (3 + 7 * 5)
+    assert len({spec.name for spec in specs}) == len(specs) == 2 * (4 + 7 * 5)
     assert {"resnet20/macs/0.5/cbo/4", "resnet20/latency/0.5/evolution/0"} <= {s.name for s in specs}
     for spec in specs:
         only = command(SearcherResults(), spec).split("'")[1]

@@ -121,3 +121,39 @@ def test_wide_groups_lose_several_channels_at_a_time_and_keep_every_one_in_the_o
 def test_without_moments_weights_decide():
     network = chain(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
     assert eliminate_channels(network, {}).orders["0"].tolist() == rank_channels(network, "l2")["0"].tolist()
+
+
+def test_errors_fall_with_every_channel_and_end_at_none():
+    network = chain(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1))
+    moments = input_moments(network, images())
+    found = eliminate_channels(network, moments)
+    errors, order = found.errors["0"], found.orders["0"].tolist()
+    assert len(errors) == 7 and errors[6] == 0.0 and (errors.diff() <= 1e-12).all()
+    # Without any input all of the signal is lost; in between it is the error of least squares.
+    assert float(errors[0]) == pytest.approx(1.0, rel=1e-4)
+    weight, known = network.module.get_submodule("2").weight, moments["2"]
+    flat = weight.detach().double().reshape(5, -1)
+    signal = float(((flat @ known.second) * flat).sum())
+    assert float(errors[3]) == pytest.approx((error(weight, known, order[:3]) / signal) ** 0.5, rel=1e-3)
+
+
+def test_amplitudes_add_up_over_the_readers():
+    def stem_and(readers: int) -> list[float]:
+        class Readers(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem = nn.Conv2d(3, 4, 1, bias=False)
+                self.heads = nn.ModuleList(nn.Conv2d(4, 2, 1) for _ in range(readers))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.stem(x)
+                return torch.stack([head(x) for head in self.heads]).sum(0)
+
+        torch.manual_seed(0)
+        model = Readers().eval()
+        for head in model.heads:
+            head.load_state_dict(model.heads[0].state_dict())
+        network = trace(model, torch.zeros(1, 3, 6, 6))
+        return eliminate_channels(network, input_moments(network, images())).errors["stem"].tolist()
+
+    assert stem_and(2) == pytest.approx([2 * one for one in stem_and(1)], rel=1e-6, abs=1e-9)

@@ -179,7 +179,7 @@ def test_the_command_trains_and_exports(tmp_path: Path, capsys: pytest.CaptureFi
     given += ["--reward-images", "60", "--calibration-images", "40", "--evaluations", "6", "--device", "cpu"]
     given += ["--hidden-sizes", "16", "--updates-per-transition", "1"]
     assert exit_code(train_transfer.main, given) == 0
-    assert "tests.test_run.tiny_model: uniform" in capsys.readouterr().out
+    assert "tests.test_run.tiny_model: reference" in capsys.readouterr().out
     assert (tmp_path / "both" / "actor.onnx").is_file()
     assert exit_code(train_transfer.main, [*given, "--workers", "2"]) == 2
 
