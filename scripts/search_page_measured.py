@@ -11,8 +11,8 @@ EFFICIENCY_GOAL, SECONDS_GOALS = 0.85, {"resnet56": 0.6, "mobilenet_v1": 1.2}
 
 
 def ranking(rows: Sequence[Row]) -> list[str]:
-    """The uniform policy by what decides which channels go."""
-    title = "## Which channels go first"
+    """Policies without a search, by what decides which channels go and where."""
+    title = "## Without a search: which channels go, and from where"
     made = [row for row in rows if row["part"] == "ranking"]
     if not made:
         return [title, NOTHING]
@@ -26,7 +26,13 @@ def ranking(rows: Sequence[Row]) -> list[str]:
         for split in ("reward", "test")
     ]
     names = list(next(iter(made[0]["scores"].values())))
-    said = "The uniform policy, un-tuned. What is best on the reward split is the default."
+    said = (
+        "One evaluation each, un-tuned. Channels go by their weights (`l1`, `l2`), by their batch-norm "
+        "scales (`bn`), by their effect on the loss (`taylor`), or by what least squares cannot make up for "
+        "(`obs`, the Optimal Brain Surgeon); with one keep ratio for all layers, or with about the same "
+        "predicted error in all of them (balanced), from which searches start. What is best on the reward "
+        "split is the default."
+    )
     return [title, said, markdown_table(["network, budget, split", *names], lines), command("ranking/*")]
 
 

@@ -19,7 +19,12 @@ from scripts.search_rows import NETWORKS, SearchResults, Spec, source
 
 REWARD_IMAGES = {"mobilenet_v1": 5000}
 """As many as the authors' code is timed with."""
-RANKING_BUDGETS, ORDERS = ("0.7", "0.5", "0.3"), ("obs", "l1", "l2", "bn", "taylor")
+RANKING_BUDGETS = ("0.7", "0.5", "0.3")
+ORDERS = ("l1", "l2", "bn", "taylor", "obs")
+FOLLOWED = {order: {"importance": order, "reference": "uniform"} for order in ORDERS} | {
+    "obs, balanced": {"reference": "balanced"}
+}
+"""What decides which channels go, and how many in which layer, to fields of a problem."""
 
 
 def proxy_row(options: SearchResults, spec: Spec) -> Figures:
@@ -37,19 +42,19 @@ def proxy_row(options: SearchResults, spec: Spec) -> Figures:
 
 
 def ranking_row(options: SearchResults, spec: Spec) -> Figures:
-    """The uniform policy's scores by budget, order of channels and split."""
+    """Scores of policies that take no search, by budget, by what they follow, and by split."""
     origin = source(options, spec.network)
     model, task = load_source(origin)
     return {
         "scores": {
-            budget: {importance: _uniform(model, task, budget, importance) for importance in ORDERS}
+            budget: {name: _reference(model, task, budget, settings) for name, settings in FOLLOWED.items()}
             for budget in RANKING_BUDGETS
         },
     }
 
 
-def _uniform(model: nn.Module, task: Task, budget: str, importance: Any) -> dict[str, float]:
-    config = ProblemConfig(budget=(f"macs={budget}",), importance=importance)
+def _reference(model: nn.Module, task: Task, budget: str, settings: dict[str, Any]) -> dict[str, float]:
+    config = replace(ProblemConfig(budget=(f"macs={budget}",)), **settings)
     with closing(build_problem(model, task, config, "cpu")) as problem:
         policy = problem.walk().reference_policy()
         (evaluation,) = problem.evaluator([policy])
