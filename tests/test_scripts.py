@@ -79,7 +79,7 @@ def weights(path: Path, change: Callable[[torch.nn.Module], None] = lambda model
         (("--budget", "0.5"), "'0.5' is not a budget"),
         (("--budget", "latency=2"), "a fraction of the original.s latency lies above 0"),
         (("--target", "openvin"), "no target 'openvin' .*did you mean 'openvino'"),
-        (("--algorithm", "ppo"), "no searcher 'ppo'; choose one of bayes, cbo, ddpg"),
+        (("--algorithm", "ppo"), "no searcher 'ppo'; choose one of balanced, bayes, cbo"),
         (("--model", "resnet21"), "no model 'resnet21'"),
         (("--model", "digitsnet"), "needs trained weights: pass --weights FILE"),
         (("--model", "tests.test_run:"), "no model"),
