@@ -44,14 +44,15 @@ def find_blocks(graph: fx.GraphModule, layers: Sequence[str]) -> tuple[ResidualB
     A block qualifies if nothing outside reads its branch, its modules are called once, and the shortcut is
     the tensor that the branch starts from. Blocks with a convolution in the shortcut do not.
     """
-    found = [block for node in graph.graph.nodes if _is_sum(node) for block in _block(graph, node, layers)]
+    found = [block for node in graph.graph.nodes if is_sum(node) for block in _block(graph, node, layers)]
     inside = [set(block.nodes) | {block.sum} for block in found]
     return tuple(
         block for block, own in zip(found, inside, strict=True) if not any(other < own for other in inside)
     )
 
 
-def _is_sum(node: fx.Node) -> bool:
+def is_sum(node: fx.Node) -> bool:
+    """Whether a node adds two tensors."""
     called = node.target if node.op == "call_function" else None
     by_method = node.op == "call_method" and node.target in ("add", "add_")
     return (called in _SUMS or by_method) and len(node.all_input_nodes) == 2

@@ -18,6 +18,7 @@ from amc.pruning.reconstruction import (
     input_moments,
     reconstruct_weight,
 )
+from amc.pruning.sums import Values, WatchedRun, summands
 from amc.slicing import apply_slices, kept_positions
 from amc.space import Space
 from envs.problem_config import ProblemConfig
@@ -150,7 +151,9 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
     assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     inputs = rows_of(model, torch.cat(batches), [16] * 3, training=True)
     originals = rows_of(network.copy(), torch.cat(batches), [16] * 3, training=False)
-    checked = [v for v in network.layers if v.kind != "depthwise" and (v.name, "in") in positions]
+    ends = summands(network)
+    own = [v for v in network.layers if v.kind != "depthwise" and v.name not in ends]
+    checked = [v for v in own if (v.name, "in") in positions]
     for layer in [checked[0], checked[len(checked) // 2], checked[-1]]:
         whole = network.module.get_submodule(layer.name).get_parameter("weight").flatten(1).double()
         rows = positions.get((layer.name, "out"), torch.arange(len(whole)))
@@ -196,6 +199,111 @@ def test_an_asymmetric_layer_makes_up_for_the_errors_of_those_before_it():
             refits(pruned, network, positions)
             errors.append(float((pruned(images) - model(images)).square().mean()))
     assert errors[1] < 0.9 * errors[0]
+
+
+class Joined(nn.Module):
+    """A block with a convolution in its shortcut, one without, and a sum that nothing but inputs go into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.narrow = nn.Conv2d(8, 8, 1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.relu(self.bn1(self.conv1(x)) + self.narrow(x))
+        x = x + self.bn2(self.conv2(x))
+        return self.linear((x + x).mean(dim=(2, 3)))
+
+
+def test_layers_that_end_in_a_sum_are_found(traced: Callable[[str], Network]):
+    network = trace(Joined(), torch.randn(1, 3, 8, 8))
+    found = summands(network)
+    assert set(found) == {"narrow", "conv2"}  # the later one of the first sum
+    assert (found["narrow"].norm, found["conv2"].norm) == (None, "bn2")
+    blocks = summands(traced("resnet20"))
+    names = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]
+    assert blocks.keys() == {f"{name}.conv2" for name in names}
+    assert all(blocks[f"{name}.conv2"].norm == f"{name}.bn2" for name in names)
+    assert summands(trace(plain_net(), torch.randn(1, 3, 8, 8))) == {}
+    assert summands(traced("resnet20").without(["layer2.1.conv1"])).keys() == blocks.keys() - {
+        "layer2.1.conv2"
+    }
+
+
+def test_a_watched_run_gives_values_ahead_and_computes_nothing_twice(traced: Callable[[str], Network]):
+    network, images = traced("resnet20"), torch.randn(2, 3, 32, 32)
+    model, other = network.copy(), summands(network)["layer2.0.conv2"].other
+    pad = next(str(node.target) for node in model.graph.nodes if node.name == other)
+    calls: list[str] = []
+    model.get_submodule(pad).register_forward_hook(lambda *_: calls.append(pad))
+    seen: list[torch.Size] = []
+
+    def look(x: torch.Tensor, values: Values) -> None:
+        seen.extend([x.shape, values(other).shape])
+
+    with torch.no_grad():
+        assert torch.equal(WatchedRun(model, {"layer2.0.conv2": look}).run(images), network.module(images))
+    assert seen == [torch.Size([2, 32, 16, 16])] * 2
+    assert calls == [pad]
+
+
+class EveryValue(torch.fx.Interpreter):
+    """Keeps the value of every node by its name."""
+
+    def __init__(self, module: torch.fx.GraphModule):
+        super().__init__(module)
+        self.found: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: torch.fx.Node) -> torch.Tensor:
+        self.found[n.name] = super().run_node(n)
+        return self.found[n.name]
+
+
+def test_what_is_left_of_a_sums_error_is_nothing_that_its_last_layer_could_make_up_for():
+    """Its rows are uncorrelated with the layer's inputs, and their mean is zero."""
+    torch.manual_seed(0)
+    network = trace(Joined(), torch.randn(1, 3, 8, 8))
+    images = torch.randn(40, 3, 8, 8)
+    for module in network.module.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+            module.weight.data.uniform_(-1.0, 1.0)
+    pruned, positions = pruned_to(network, 0.5)
+    AsymmetricReconstruction.of(network, [images], positions=10_000)(pruned, network, positions)
+    runs = EveryValue(network.module), EveryValue(pruned)
+    for module in pruned.modules():
+        module.train(isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        for run in runs:
+            run.run(images)
+    for name, total in (("narrow", "add"), ("conv2", "add_1")):
+        kept = positions[name, "out"]
+        error = runs[0].found[total][:, kept] - runs[1].found[total]
+        source = next(n for n in pruned.graph.nodes if n.target == name).all_input_nodes[0].name
+        patches = PatchSampler(pruned.get_submodule(name), 10_000)
+        inputs = patches(runs[1].found[source])
+        rows = patches.outputs(error)
+        assert rows.abs().mean() > 0.05
+        assert rows.mean(dim=0).abs().max() < 1e-4
+        assert ((inputs - inputs.mean(dim=0)).T @ rows / len(rows)).abs().max() < 1e-4
+
+
+def test_a_channel_that_its_batch_norm_silences_makes_up_for_nothing():
+    network = trace(Joined(), torch.randn(1, 3, 8, 8))
+    images = torch.randn(40, 3, 8, 8)
+    network.module.get_submodule("bn2").get_parameter("weight").data[2] = 0.0
+    pruned, positions = pruned_to(network, 1.0)
+    pruned.get_submodule("conv1").get_parameter("weight").data.mul_(1.5)
+    AsymmetricReconstruction.of(network, [images])(pruned, network, positions)
+    assert pruned.get_submodule("bn2").get_parameter("weight")[2] == 0.0
+    assert all(value.isfinite().all() for value in pruned.state_dict().values())
 
 
 def test_what_is_no_reconstruction_is_refused():

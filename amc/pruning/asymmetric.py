@@ -4,13 +4,18 @@ He, Zhang and Sun (ICCV 2017, section 3.2) and ThiNet (Luo et al., ICCV 2017): w
 network and Y the outputs of the original on the same images and positions, W' minimises || Y - Z W'^T ||^2,
 layer by layer in execution order, so that a layer also makes up for the errors of those before it. The
 original gives Y once; Z, and with it Z^T Z and Z^T Y = (Z^T X) W^T, are new for every policy.
+
+A layer that ends in a sum (`amc.pruning.sums`) also makes up for the other summand: with S that summand in
+the original and S' in the pruned network, its batch norm of scale gamma / sigma between, it is fitted to
+Y + (S - S') sigma / gamma. Its batch norm then maps as the original's did, although its inputs vary
+differently; where no sum follows, re-normalization alone is left to set that right.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from amc.groups import NORMS
 from amc.network import Layer, Network
@@ -23,6 +28,11 @@ from amc.pruning.reconstruction import (
     solve_weight,
     weight_columns,
 )
+from amc.pruning.sums import Summand, Values, WatchedRun, summands
+
+Watcher = Callable[[Tensor, Values], None]
+LEAST_FACTOR = 1e-6
+"""Channels whose batch norm scales by less than this carry nothing, and make up for nothing."""
 
 
 def asymmetric_weight(
@@ -59,12 +69,14 @@ class AsymmetricReconstruction:
         images: float32 [N, C, H, W].
         batch_sizes: how the images were split when the targets were drawn; they add up to N.
         targets: layer path to the original's outputs without bias at drawn positions, [rows, out].
+        others: path of a layer that ends in a sum to the other summand at the same positions, [rows, out].
         positions, seed: of the drawn positions (`PatchSampler`).
     """
 
     images: Tensor
     batch_sizes: tuple[int, ...]
     targets: dict[str, Tensor]
+    others: dict[str, Tensor]
     positions: int
     seed: int
 
@@ -80,28 +92,34 @@ class AsymmetricReconstruction:
             positions: output positions drawn for each batch.
             seed: draws them.
         """
-        model, found = network.copy(), dict[str, list[Tensor]]()
-        for layer in refittable(network):
-            module = model.get_submodule(layer.name)
+        ends, targets, others = summands(network), dict[str, list[Tensor]](), dict[str, list[Tensor]]()
+
+        def drawer(name: str) -> Watcher:
+            module = network.module.get_submodule(name)
             patches = PatchSampler(module, positions, seed)
-            rows = found.setdefault(layer.name, [])
 
-            def draw(
-                module: nn.Module,
-                arguments: tuple[Tensor, ...],
-                patches: PatchSampler = patches,
-                rows: list[Tensor] = rows,
-            ) -> None:
-                rows.append(patches(arguments[0]) @ module.get_parameter("weight").flatten(1).T)
+            def draw(x: Tensor, values: Values) -> None:
+                rows = patches(x) @ module.get_parameter("weight").flatten(1).T
+                targets.setdefault(name, []).append(rows)
+                if name in ends:
+                    others.setdefault(name, []).append(patches.outputs(values(ends[name].other)))
 
-            module.register_forward_pre_hook(draw)
+            return draw
+
+        watchers = {layer.name: drawer(layer.name) for layer in refittable(network)}
         with torch.no_grad():
             for batch in batches:
-                model(batch)
-        targets = {name: torch.cat(rows) for name, rows in found.items()}
-        return cls(torch.cat(list(batches)), tuple(len(b) for b in batches), targets, positions, seed)
+                WatchedRun(network.module, watchers).run(batch)
+        return cls(
+            torch.cat(list(batches)),
+            tuple(len(batch) for batch in batches),
+            {name: torch.cat(rows) for name, rows in targets.items()},
+            {name: torch.cat(rows) for name, rows in others.items()},
+            positions,
+            seed,
+        )
 
-    def __call__(self, model: nn.Module, network: Network, positions: Positions) -> None:
+    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> None:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
 
         Where residual blocks are gone, every layer has other inputs than before.
@@ -111,40 +129,87 @@ class AsymmetricReconstruction:
             lost = [layer for layer in lost if (layer.name, "in") in positions]
         if not lost:
             return
-        norms = [module for module in model.modules() if isinstance(module, NORMS)]
-        handles = []
+        ends, watchers = summands(network), dict[str, Watcher]()
         for layer in lost:
-            module = model.get_submodule(layer.name)
-            original = network.module.get_submodule(layer.name).get_parameter("weight")
-            hook = self._hook(layer, original, positions)
-            handles.append(module.register_forward_pre_hook(hook))
+            watchers[layer.name] = self._refitter(
+                layer, model, network, positions, ends.get(layer.name), watchers
+            )
+        norms = [module for module in model.modules() if isinstance(module, NORMS)]
         try:
             for norm in norms:
                 norm.train()
             with torch.no_grad():
-                model(self.images)
+                WatchedRun(model, watchers).run(self.images)
         finally:
             for norm in norms:
                 norm.eval()
-            for handle in handles:
-                handle.remove()
 
-    def _hook(
-        self, layer: Layer, original: Tensor, positions: Positions
-    ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """What refits a layer when its inputs arrive."""
-        kept, rows = positions.get((layer.name, "in")), positions.get((layer.name, "out"))
-        targets = self.targets[layer.name]
-        if rows is not None:
-            original, targets = original[rows], targets[:, rows]
-        prior = (
-            original.flatten(1) if kept is None else original.flatten(1)[:, weight_columns(original, kept)]
-        )
+    def _refitter(
+        self,
+        layer: Layer,
+        model: fx.GraphModule,
+        network: Network,
+        positions: Positions,
+        end: Summand | None,
+        watchers: dict[str, Watcher],
+    ) -> Watcher:
+        """What refits a layer when its inputs arrive; where it ends in a sum, its batch norm is next."""
+        module, original = (each.get_submodule(layer.name) for each in (model, network.module))
+        whole, kept = original.get_parameter("weight").flatten(1), positions.get((layer.name, "in"))
+        rows = positions.get((layer.name, "out"), torch.arange(len(whole)))
+        columns = slice(None) if kept is None else weight_columns(original.get_parameter("weight"), kept)
+        prior, targets = whole[rows][:, columns], self.targets[layer.name][:, rows]
+        norm = _Affine.of(network.module.get_submodule(end.norm), rows) if end and end.norm else None
 
-        def refit_to(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            patches = PatchSampler(module, self.positions, self.seed)
-            inputs = torch.cat([patches(part) for part in arguments[0].split(self.batch_sizes)])
-            weight, shift = asymmetric_weight(inputs, targets, prior, has_intercept(layer))
+        def refit_to(x: Tensor, values: Values) -> None:
+            patches, wanted = PatchSampler(module, self.positions, self.seed), targets
+            parts = x.split(self.batch_sizes)
+            if end is None:
+                inputs = torch.cat([patches(part) for part in parts])
+            else:
+                others = values(end.other).split(self.batch_sizes)
+                pairs = [
+                    (patches(part), patches.outputs(other)) for part, other in zip(parts, others, strict=True)
+                ]
+                inputs, now = (torch.cat(column) for column in zip(*pairs, strict=True))
+                missing = self.others[layer.name][:, rows] - now
+                wanted = targets + (missing / norm.used if norm else missing)
+            weight, shift = asymmetric_weight(inputs, wanted, prior, has_intercept(layer))
             refit(module, weight.reshape(module.get_parameter("weight").shape), shift)
+            if end and end.norm and norm:
+                given = shift if module.bias is None else torch.zeros_like(shift)
+                watchers[end.norm] = norm.kept_by(model.get_submodule(end.norm), given)
 
         return refit_to
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """What a batch norm does in evaluation: y -> factor y + offset, [channels] each."""
+
+    factor: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of(cls, norm: nn.Module, rows: Tensor) -> "_Affine":
+        """That of the channels `rows`."""
+        assert isinstance(norm, NORMS)
+        assert norm.running_var is not None and norm.running_mean is not None
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return cls(factor[rows], (norm.bias - norm.running_mean * factor)[rows])
+
+    @property
+    def used(self) -> Tensor:
+        """The factor; infinite where a channel carries nothing."""
+        return torch.where(self.factor.abs() < LEAST_FACTOR, torch.inf, self.factor)
+
+    def kept_by(self, norm: nn.Module, shift: Tensor) -> Watcher:
+        """What lets a batch norm that is re-estimated do the same to its inputs plus a shift."""
+        assert isinstance(norm, NORMS)
+
+        def keep(y: Tensor, _: Values) -> None:
+            variance, mean = torch.var_mean(y, dim=[d for d in range(y.ndim) if d != 1], unbiased=False)
+            norm.weight.copy_(self.factor * (variance + norm.eps).sqrt())
+            norm.bias.copy_(self.offset + (mean + shift) * self.factor)
+
+        return keep

@@ -22,6 +22,7 @@ class PatchSampler:
     def __init__(self, module: nn.Module, positions: int = POSITIONS_PER_IMAGE, seed: int = 0):
         self.module, self.positions = module, positions
         self.generator = torch.Generator().manual_seed(seed)
+        self.drawn = torch.empty(0, dtype=torch.long)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows [N x positions, in x kernel] of a batch [N, in, H, W]; for a linear layer its own rows.
@@ -36,8 +37,14 @@ class PatchSampler:
         height = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
         width = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
         count = min(self.positions, height * width)
-        drawn = torch.randperm(height * width, generator=self.generator)[:count]
+        drawn = self.drawn = torch.randperm(height * width, generator=self.generator)[:count]
         rows = (drawn // width * sh)[:, None] + torch.arange(kh) * dh
         columns = (drawn % width * sw)[:, None] + torch.arange(kw) * dw
         patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # [N, C, positions, kh, kw]
         return patches.transpose(1, 2).reshape(-1, x.shape[1] * kh * kw)
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """Rows [N x positions, out] of what has the size of the layer's outputs, for the batch seen last."""
+        if not isinstance(self.module, nn.Conv2d):
+            return y.reshape(-1, y.shape[-1])
+        return y.flatten(2)[:, :, self.drawn].transpose(1, 2).flatten(0, 1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from amc.network import Layer, Network
 from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler
@@ -32,7 +32,7 @@ Positions = Mapping[tuple[str, str], Tensor]
 class Reconstruction(Protocol):
     """Refits a sliced model."""
 
-    def __call__(self, model: nn.Module, network: Network, positions: Positions) -> None:
+    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> None:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
 
 
@@ -165,7 +165,7 @@ class SymmetricReconstruction:
 
     moments: Mapping[str, InputMoments]
 
-    def __call__(self, model: nn.Module, network: Network, positions: Positions) -> None:
+    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> None:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
         for name, known in self.moments.items():
             kept = positions.get((name, "in"))
