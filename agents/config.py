@@ -88,7 +88,7 @@ class AgentConfig:
         warmup = min(self.warmup_evaluations, (evaluations - references + 1) // 2)
         return Exploration(
             evaluations=evaluations,
-            warmup=1 if self.start_from else warmup,
+            warmup=references + 1 if self.start_from else warmup,
             sigma_start=self.sigma_start,
             sigma_end=self.sigma_end,
             references=references,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from amc.network import Network
+from amc.precision import computes_in_bfloat16
 from amc.pruning.asymmetric import AsymmetricReconstruction
 from amc.pruning.importance import rank_channels
 from amc.pruning.reconstruction import (
@@ -19,17 +20,22 @@ from envs.problem_config import ProblemConfig
 
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 128
 REFIT_BATCHES = 3
-"""Batches of 200 images for the asymmetric reconstruction, which pays for them with every policy. With all
-five the un-tuned accuracy of ResNet-20 at half of its MACs is 1.6 points higher (mean of 8 policies)."""
+"""Batches of 200 images for the asymmetric reconstruction, which pays for them with every policy. All five
+give the balanced policy of ResNet-56 at half of its MACs 0.4 points more on the reward split, for half as
+much time again."""
 
 
 def make_reconstruction(
     network: Network, calibration: Sequence[torch.Tensor], config: ProblemConfig
 ) -> Reconstruction | None:
-    """What refits the layers that lose inputs, with what it learns from unlabeled images once."""
-    if config.reconstruct == "asymmetric":
-        return AsymmetricReconstruction.of(network, calibration[:REFIT_BATCHES])
-    if config.reconstruct == "symmetric":
+    """What refits the layers that lose inputs, with what it learns from unlabeled images once.
+
+    Policies are compressed on the CPU, wherever they are scored.
+    """
+    if config.reconstruction == "asymmetric":
+        rounds = computes_in_bfloat16(config.precision, "cpu")
+        return AsymmetricReconstruction.of(network, calibration[:REFIT_BATCHES], rounds=rounds)
+    if config.reconstruction == "symmetric":
         return SymmetricReconstruction(input_moments(network, calibration))
     return None
 

@@ -230,9 +230,9 @@ def variants(rows: Sequence[Row]) -> list[str]:
     headings += ["test un-tuned", "points", "test fine-tuned (epochs)"]
     said = (
         "By default channels go in the order of the Optimal Brain Surgeon (`--importance obs`), and least "
-        "squares refits layers to their inputs in the original network (`--reconstruct symmetric`). `l2` "
-        "ranks channels by their weights instead; `none` refits nothing, `asymmetric` refits to the "
-        "compressed network's inputs."
+        "squares refits layers to their inputs in the compressed network (`--reconstruct asymmetric`). "
+        "`none` refits nothing, `symmetric` refits to inputs in the original network; `l2` does that too, "
+        "with channels ranked by their weights and searches that start from the uniform policy."
     )
     patterns = [f"*{kind}" for kind in VARIANTS]
     return [title, said, markdown_table(headings, sorted(lines)), commands(*patterns)]

@@ -30,8 +30,8 @@ def ranking(rows: Sequence[Row]) -> list[str]:
         "One evaluation each, un-tuned. Channels go by their weights (`l1`, `l2`), by their batch-norm "
         "scales (`bn`), by their effect on the loss (`taylor`), or by what least squares cannot make up for "
         "(`obs`, the Optimal Brain Surgeon); with one keep ratio for all layers, or with about the same "
-        "predicted error in all of them (balanced), from which searches start. What is best on the reward "
-        "split is the default."
+        "predicted error in all of them (balanced), from which searches start. Layers are refitted to their "
+        "inputs in the pruned network, but for the last two columns."
     )
     return [title, said, markdown_table(["network, budget, split", *names], lines), command("ranking/*")]
 

@@ -9,9 +9,9 @@ from agents.run_config import RunConfig, SourceConfig
 from envs.problem_config import ProblemConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "l2": {"importance": "l2"},
+    "l2": {"importance": "l2", "reconstruct": "symmetric"},
     "none": {"reconstruct": "none"},
-    "asymmetric": {"reconstruct": "asymmetric"},
+    "symmetric": {"reconstruct": "symmetric"},
 }
 """What else a search may differ by from the default, to fields of its problem."""
 RANKED = ("resnet20", "resnet56", "vgg16-quarter")
@@ -143,7 +143,7 @@ def plan() -> list[Spec]:
         *tuned("vgg16-quarter"),
         *mobile,
         *tuned("mobilenet_v2-half", BUDGETS[:1]),
-        *variants("asymmetric"),
+        *variants("symmetric"),
         *by_weights(),
         *more_seeds(),
     ]

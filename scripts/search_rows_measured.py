@@ -22,7 +22,9 @@ REWARD_IMAGES = {"mobilenet_v1": 5000}
 RANKING_BUDGETS = ("0.7", "0.5", "0.3")
 ORDERS = ("l1", "l2", "bn", "taylor", "obs")
 FOLLOWED = {order: {"importance": order, "reference": "uniform"} for order in ORDERS} | {
-    "obs, balanced": {"reference": "balanced"}
+    "obs, balanced": {"reference": "balanced"},
+    "the same, refitted symmetrically": {"reference": "balanced", "reconstruct": "symmetric"},
+    "the same, not refitted": {"reference": "balanced", "reconstruct": "none"},
 }
 """What decides which channels go, and how many in which layer, to fields of a problem."""
 

