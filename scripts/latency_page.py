@@ -178,8 +178,9 @@ class Page:
             "fp32 and then puts every layer in int8; `joint` decides both; `uniform` has one keep ratio; "
             "`blocks` decides widths, bits, and which residual blocks go, and scores each "
             f"policy after {BLOCKS_STEPS} steps of training, which the accuracies here do not have. "
-            "`channels by` is the order in which channels go: by their weights (l2), or the Optimal Brain "
-            "Surgeon's (obs), the default since then.",
+            "`channels by` is the order in which channels go, by their weights (l2) or the Optimal Brain "
+            "Surgeon's (obs), and what layers are refitted to: their inputs in the original (symmetric) or "
+            "in the compressed network (asymmetric). The last of each are the defaults now.",
             markdown_table(headings, table),
             *same_searches(rows),
             made_by(rows),

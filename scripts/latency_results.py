@@ -90,8 +90,13 @@ def row_id(options: LatencyResults, spec: Spec) -> str:
 
 def about(options: LatencyResults, spec: Spec) -> dict[str, Any]:
     """What a row says of itself besides its fields."""
-    searched = {"importance": ProblemConfig().importance} if spec.trained else {}
-    return {"label": options.label, "command": command(options, spec), **searched}
+    by_default = ProblemConfig()
+    searched = {"importance": by_default.importance, "reconstruct": by_default.reconstruction}
+    return {
+        "label": options.label,
+        "command": command(options, spec),
+        **(searched if spec.trained else {}),
+    }
 
 
 def prepare(options: LatencyResults, missing: list[Spec]) -> list[Spec]:

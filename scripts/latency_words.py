@@ -70,8 +70,8 @@ def verdict(row: Row) -> str:
     return f"**goal missed**: {' and '.join(misses)}."
 
 
-FIRST_IMPORTANCE = "l2"
-"""The order of channels when it was the only one and rows did not name it."""
+FIRST = {"importance": "l2", "reconstruct": "symmetric"}
+"""The order of channels and the reconstruction by default when rows did not name them yet."""
 
 
 def comparison(row: Row) -> list[str]:
@@ -86,7 +86,7 @@ def comparison(row: Row) -> list[str]:
         "yes" if row["within_budget"] else "**no**",
         f"{row['int8_share']:.0%}",
         f"{row['macs_fraction']:.1%}",
-        row.get("importance", FIRST_IMPORTANCE) if row["macs_fraction"] < 1 else "",
+        ", ".join(row.get(name, first) for name, first in FIRST.items()) if row["macs_fraction"] < 1 else "",
         f"{row['search_seconds']:.0f}" if "search_seconds" in row else "",
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from envs.problem_config import ProblemConfig
 from scripts.results_page import markdown_table
 from scripts.results_runner import Row
 
@@ -76,7 +77,11 @@ def speed(rows: Sequence[Row]) -> list[str]:
     lines = [speed_line(row) for row in rows if row["part"] == "seconds"]
     if not lines:
         return [title, NOTHING]
-    return [title, markdown_table(["network", "seconds", "goal", "verdict"], lines), command("seconds/*")]
+    return [
+        title,
+        markdown_table(["network", "refitted", "seconds", "goal", "verdict"], lines),
+        command("seconds/*"),
+    ]
 
 
 def speed_line(row: Row) -> list[str]:
@@ -84,6 +89,7 @@ def speed_line(row: Row) -> list[str]:
     seconds, goal = row["seconds_per_evaluation"], SECONDS_GOALS[row["network"]]
     return [
         row["network"],
+        row.get("variant") or ProblemConfig().reconstruction,
         f"{seconds:.2f}",
         f"{goal:.1f}",
         "met" if seconds <= goal else "**missed**",

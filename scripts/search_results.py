@@ -94,7 +94,9 @@ def summary(rows: Rows) -> dict[str, Any]:
             for line in lines(row, tuned)
         ],
         "seconds_per_evaluation": {
-            row["network"]: row["seconds_per_evaluation"] for row in rows.values() if row["part"] == "seconds"
+            "/".join(filter(None, (row["network"], row.get("variant")))): row["seconds_per_evaluation"]
+            for row in rows.values()
+            if row["part"] == "seconds"
         },
         "proxy_rank_correlation": first(rows, "proxy").get("rank_correlation", {}),
         "worker_efficiency": first(rows, "workers").get("efficiency"),

@@ -126,7 +126,10 @@ def plan() -> list[Spec]:
     """Every row; those that the goals are about come first."""
     first = [*searches("resnet20"), *searches("resnet56", SEEN_SEARCHERS)]
     headline = Spec("headline", *HEADLINE)
-    speed = [*(Spec("seconds", network) for network in SPEED_NETWORKS), Spec("workers", "resnet20")]
+    timed = [
+        Spec("seconds", network, variant=kind) for kind in ("", "symmetric") for network in SPEED_NETWORKS
+    ]
+    speed = [*timed, Spec("workers", "resnet20")]
     later = [row for network in ("plain20", "vgg16-quarter") for row in searches(network)]
     mobile = searches("mobilenet_v2-half", budgets=BUDGETS[:1])
     return [

@@ -15,7 +15,7 @@ from envs.problem import build_problem
 from envs.problem_config import ProblemConfig
 from scripts import benchmark_evaluation, proxy_correlation
 from scripts.results_runs import Figures
-from scripts.search_rows import NETWORKS, SearchResults, Spec, source
+from scripts.search_rows import NETWORKS, VARIANTS, SearchResults, Spec, source
 
 REWARD_IMAGES = {"mobilenet_v1": 5000}
 """As many as the authors' code is timed with."""
@@ -67,10 +67,11 @@ def _reference(model: nn.Module, task: Task, budget: str, settings: dict[str, An
 def evaluation_row(options: SearchResults, spec: Spec) -> Figures:
     """Wall time of one evaluation with one worker a core, and what the workers gain over one."""
     out = options.runs / f"{spec.name.replace('/', '-')}.json"
+    problem = ProblemConfig(budget=("macs=0.5",), reward_images=REWARD_IMAGES.get(spec.network, 2000))
     settings = benchmark_evaluation.BenchmarkEvaluation(
         json=out,
         source=_source(options, spec.network),
-        problem=ProblemConfig(budget=("macs=0.5",), reward_images=REWARD_IMAGES.get(spec.network, 2000)),
+        problem=replace(problem, **VARIANTS.get(spec.variant, {})),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     benchmark_evaluation.main(settings)
