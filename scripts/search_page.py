@@ -53,7 +53,7 @@ def main(options: SearchPage) -> None:
     parts += [
         *comparison(made),
         *variants(made),
-        *ranking(made),
+        *ranking(made, options.images),
         *proxies(made),
         *speed(made),
         *workers(made),

@@ -1,18 +1,22 @@
 """Sections of the page of the search results that are not about searchers: proxies, speed, workers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from amc.files import write_atomically
 from envs.problem_config import ProblemConfig
 from scripts.results_page import markdown_table
 from scripts.results_runner import Row
+from scripts.search_plots import untuned_png
 
+UNTUNED = "untuned.png"
 NOTHING = "*Not measured yet.*"
 EFFICIENCY_GOAL, SECONDS_GOALS = 0.85, {"resnet56": 0.6, "mobilenet_v1": 1.2}
 """For MobileNet-V1 a tenth of what the authors' code takes."""
 
 
-def ranking(rows: Sequence[Row]) -> list[str]:
-    """Policies without a search, by what decides which channels go and where."""
+def ranking(rows: Sequence[Row], images: Path) -> list[str]:
+    """Policies without a search, by what decides which channels go and where; draws them into a folder."""
     title = "## Without a search: which channels go, and from where"
     made = [row for row in rows if row["part"] == "ranking"]
     if not made:
@@ -34,7 +38,10 @@ def ranking(rows: Sequence[Row]) -> list[str]:
         "predicted error in all of them (balanced), from which searches start. Layers are refitted to their "
         "inputs in the pruned network, but for the last two columns."
     )
-    return [title, said, markdown_table(["network, budget, split", *names], lines), command("ranking/*")]
+    write_atomically(images / UNTUNED, untuned_png(made))
+    picture = f"![Accuracy without fine-tuning against MACs](../images/{UNTUNED})"
+    table = markdown_table(["network, budget, split", *names], lines)
+    return [title, said, picture, table, command("ranking/*")]
 
 
 def proxies(rows: Sequence[Row]) -> list[str]:

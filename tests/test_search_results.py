@@ -404,9 +404,10 @@ def test_orders_and_allocations_are_compared_without_a_search(
         *("obs, balanced", "the same, refitted symmetrically", "the same, not refitted"),
     ]
     assert all(0 <= each["test"] <= 1 for found in row["scores"].values() for each in found.values())
-    page = "\n".join(ranking([row]))
+    page = "\n".join(ranking([row], folder))
     assert "tiny, 50% of the MACs, reward" in page and "obs, balanced" in page
-    assert ranking([])[1] == "*Not measured yet.*"
+    assert (folder / "untuned.png").read_bytes().startswith(b"\x89PNG")
+    assert ranking([], folder)[1] == "*Not measured yet.*"
 
 
 def test_what_else_a_search_may_differ_by_reaches_its_problem() -> None:
