@@ -34,6 +34,7 @@ from amc.targets.machine import cpu_model, installed_version
 from amc.tasks.base import Illustrated, Task
 from envs.case_walk import CaseWalk
 from envs.problem import Baseline, Problem, build_problem
+from envs.reference import settle_reference, start_from
 
 LOG_FILE = "evaluations.jsonl"
 OUTCOMES_FILE = "outcomes.json"
@@ -248,6 +249,7 @@ def start_run(
     try:
         if problem.walk().length == 0:
             raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")
+        settle_reference(problem)
         run = Run(folder, config, problem)
         _ = run.searcher  # refuses what it cannot work with while nothing is written yet
         if config.agent.start_from is not None:
@@ -295,6 +297,7 @@ def load_run(
     samples = measured.samples if measured else ()
     baseline = Baseline(facts["original"]["score"], facts["original"]["costs"], samples)
     problem = _open_problem(config, model, task, baseline, measured.profile if measured else None)
+    start_from(problem, facts["reference"])
     now = {"network": problem.network.fingerprint, "weights": weights_digest(problem.network)}
     changed = [name for name, value in now.items() if facts[name] != value]
     if changed:

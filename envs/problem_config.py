@@ -66,7 +66,8 @@ class ProblemConfig:
     on unlabeled images), or those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
     reference: Reference = "auto"
     """Where searches start and rewards count from: at about the same predicted error in all layers (balanced,
-    which needs --importance obs and no --operators), or at one keep ratio for all (uniform)."""
+    which needs --importance obs and no --operators), or at one keep ratio for all (uniform); by default at
+    whichever scores better."""
     reconstruct: Literal["auto", "none", "symmetric", "asymmetric"] = "auto"
     """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
     inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric,

@@ -8,6 +8,7 @@ from agents.searcher import with_reference
 from amc.errors import UserError
 from envs.problem import Problem, build_problem
 from envs.problem_config import ProblemConfig
+from envs.reference import settle_reference, start_from
 from tests.test_run import tiny_model, tiny_task
 
 SMALL = {"reward_images": 60, "calibration_images": 40}
@@ -75,3 +76,45 @@ def test_rules_begin_at_their_own_policy():
     uniform = ProblemConfig(budget=("macs=0.4",), reference="uniform")
     with pytest.raises(UserError, match="--algorithm balanced begins at the balanced policy"):
         with_reference(uniform, "balanced")
+
+
+@pytest.mark.parametrize("better", ["uniform", "balanced"])
+@pytest.mark.parametrize("budget", ["macs=0.4", "macs=0.3..0.6"])
+def test_a_search_starts_from_the_better_one_where_that_is_left_open(
+    better: str, budget: str, monkeypatch: pytest.MonkeyPatch
+):
+    problem = made(budget=(budget,), levels=5)
+    level = ("macs=0.6",) if ".." in budget else None
+    both = {
+        "balanced": problem.walk(level).reference_policy(),
+        "uniform": problem.uniform_policy(level),
+    }
+    scored = []
+
+    def score(policy: object, split: str) -> float:
+        scored.append(split)
+        return float(policy == both[better])
+
+    monkeypatch.setattr(problem.evaluator, "compressed", lambda policy: policy)
+    monkeypatch.setattr(problem.task, "score", score)
+    settle_reference(problem)
+    assert scored == ["reward"] * (6 if level else 2)
+    assert problem.reference_name == better and problem.walk(level).reference_policy() == both[better]
+    assert problem.uniform_policy(level) == both["uniform"]
+    assert any("starts from the uniform policy" in note for note in problem.notes) == (better == "uniform")
+    again = made(budget=(budget,), levels=5)
+    start_from(again, problem.reference_name)  # as a resumed run does
+    assert again.walk(level).reference_policy() == both[better]
+    settle_reference(problem)  # it is not left open any more
+    assert len(scored) == (6 if level else 2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reference": "uniform"}, {"reference": "balanced"}, {"budget": (), "goal": "cost"}]
+)
+def test_what_is_asked_for_is_not_settled(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch):
+    problem = made(**({"minimize": "macs"} if "goal" in settings else {}), **settings)
+    monkeypatch.setattr(problem.evaluator, "compressed", lambda policy: pytest.fail("was asked"))
+    name = problem.reference_name
+    settle_reference(problem)
+    assert problem.reference_name == name
