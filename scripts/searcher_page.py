@@ -92,8 +92,11 @@ def overview(rows: Rows) -> list[str]:
     planned, hours = plan(rows), sum(row["seconds"] for row in rows.values()) / 3600
     done = sum(spec.name in rows for spec in planned)
     return [
-        "All searchers begin with the uniform policy and spend the same number of evaluations. `uniform` is "
-        "a rule of one evaluation; `shallow` and `deep` are ramps of eight slopes. The figures at half of "
+        "All searchers begin with the uniform policy and spend the same number of evaluations. Channels go "
+        "in the order of their weights and layers are refitted symmetrically, as was the default when this "
+        "comparison began: the same everywhere, with more left to search than under the defaults of today. "
+        "`uniform` is a rule of one evaluation; `shallow` and `deep` are ramps of eight slopes. The figures "
+        "at half of "
         "the evaluations are read off the longer search, whose exploration is planned for all of them. The "
         "reward split decides; the test split is only looked at afterwards. On the other networks the three "
         "searchers that were best on ResNet-20 search with one seed. Searches under MACs are those of the "

@@ -72,7 +72,7 @@ def named(found: list[dict]) -> dict[str, dict]:
 
 def test_every_row_has_a_name_of_its_own_and_its_command_makes_it_alone() -> None:
     specs = plan({})
-    assert len({spec.name for spec in specs}) == len(specs) == 2 * (4 + 7 * 5)
+    assert len({spec.name for spec in specs}) == len(specs) == 2 * (3 + 7 * 5)
     assert {"resnet20/macs/0.5/cbo/4", "resnet20/latency/0.5/evolution/0"} <= {s.name for s in specs}
     for spec in specs:
         only = command(SearcherResults(), spec).split("'")[1]
@@ -90,7 +90,7 @@ def test_the_best_three_go_on_once_all_are_measured() -> None:
 def test_searches_under_macs_share_the_directories_of_the_search_table() -> None:
     options = SearcherResults()
     macs, latency = (Spec("resnet20", cost, "0.5", "ddpg", "1") for cost in ("macs", "latency"))
-    assert run_folder(options, macs) == Path("runs/search/table-resnet20-0.5-ddpg-1")
+    assert run_folder(options, macs) == Path("runs/search/table-resnet20-0.5-ddpg-1-l2")
     assert run_folder(options, latency) == Path("runs/searchers/resnet20-latency-0.5-ddpg-1")
 
 
@@ -98,7 +98,7 @@ def test_searches_under_macs_share_the_directories_of_the_search_table() -> None
 def test_a_search_becomes_a_row_with_the_best_of_its_half_and_of_all(folder: Path) -> None:
     assert call(folder) == 0
     row = rows(folder)["tiny/macs/0.5/random/0"]
-    log = EvaluationLog(folder / "runs" / "table-tiny-0.5-random-0" / "evaluations.jsonl")
+    log = EvaluationLog(folder / "runs" / "table-tiny-0.5-random-0-l2" / "evaluations.jsonl")
     assert [best["evaluations"] for best in row["best"]] == [3, 6]
     assert [best["reward_accuracy"] for best in row["best"]] == [
         max(each.score for each in log.rows[:count]) for count in (3, 6)
@@ -111,11 +111,11 @@ def test_a_search_becomes_a_row_with_the_best_of_its_half_and_of_all(folder: Pat
 def test_what_the_search_table_has_is_taken_and_not_searched_again(folder: Path) -> None:
     row = {**made_up("random", "0", 0.9), "part": "table", "network": "tiny", "command": "x", "seen": False}
     row["best"] = [{**best, "evaluations": count} for best, count in zip(row["best"], (3, 6), strict=True)]
-    (folder / "search.json").write_text(json.dumps({"rows": {"table/tiny/0.5/random/0": row}}))
+    (folder / "search.json").write_text(json.dumps({"rows": {"table/tiny/0.5/random/0/l2": row}}))
     (folder / "tiny.safetensors").unlink()
     assert call(folder, "--only", "*/random/*") == 0
     taken = rows(folder)["tiny/macs/0.5/random/0"]
-    assert taken["best"] == row["best"] and taken["taken_from"] == "table/tiny/0.5/random/0"
+    assert taken["best"] == row["best"] and taken["taken_from"] == "table/tiny/0.5/random/0/l2"
     assert taken["seconds"] == 9.0 and not (folder / "runs").exists()
 
 
