@@ -15,7 +15,7 @@ from agents.checkpoint import CHECKPOINT_FOLDER
 from agents.latency_file import read_latency, write_latency
 from agents.log import EvaluationLog, Row
 from agents.outcome import ACTOR, Outcome, final_figures
-from agents.run_config import RunConfig, continued, read_config, read_facts, write_config
+from agents.run_config import CONFIG_FILE, RunConfig, continued, read_config, read_facts, write_config
 from agents.run_folder import check_new_folder, run_lock
 from agents.search import POLICY_FILE, Callback, SearchResult, search
 from agents.searcher import Searcher, check_searcher, make_searcher, with_reference
@@ -249,7 +249,12 @@ def start_run(
     try:
         if problem.walk().length == 0:
             raise UserError("Nothing is left to decide: every layer is frozen or has a single legal value.")
-        settle_reference(problem)
+        if config.agent.start_from is None:
+            settle_reference(problem)
+        elif (config.agent.start_from / CONFIG_FILE).is_file():
+            # The other agent's actions are relative to where it started, like those of a training on several
+            # networks, which starts from the default.
+            start_from(problem, read_facts(config.agent.start_from)["reference"])
         run = Run(folder, config, problem)
         _ = run.searcher  # refuses what it cannot work with while nothing is written yet
         if config.agent.start_from is not None:

@@ -245,3 +245,16 @@ def test_killed_at_many_random_moments(tmp_path: Path):
     for series in range(5):
         (tmp_path / str(series)).mkdir()
         check_killed_and_resumed(tmp_path / str(series), kills=4, evaluations=150)
+
+
+@pytest.mark.parametrize("reference", ["uniform", "balanced"])
+def test_a_search_that_goes_on_from_another_starts_where_that_one_did(tmp_path: Path, reference: Any):
+    settings = config(4)
+    first = start(
+        tmp_path / "first", replace(settings, problem=replace(settings.problem, reference=reference))
+    )
+    assert first.search().ending == "budget"
+    second = start(tmp_path / "second", config(3, start_from=first.folder, sigma_start=0.1))
+    assert second.problem.reference_name == reference
+    assert second.search().ending == "budget"
+    assert second.log.rows[0].digest == first.log.rows[0].digest
