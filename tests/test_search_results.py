@@ -13,17 +13,15 @@ from amc.models import build_model, save_weights
 from scripts import fine_tune, proxy_correlation, search_page, search_results, search_rows, search_rows_table
 from scripts.cli import exit_code
 from scripts.search_comparison import Difference, Setting, best_so_far
-from scripts.search_page_measured import proxies, ranking
+from scripts.search_page_measured import proxies
 from scripts.search_rows import (
     NETWORKS,
     TUNED_EPOCHS,
-    VARIANTS,
     Reference,
     SearchResults,
     Spec,
     command,
     plan,
-    search_config,
 )
 from scripts.search_words import anchors, unmeasured, winner
 
@@ -390,31 +388,3 @@ def test_a_median_of_an_even_number_of_seeds_is_the_lower_one() -> None:
     assert search_rows_table.median_search(spec, rows) == replace(spec, part="table", seed="1")
     with pytest.raises(UserError, match=r"waits for table/plain20/0\.3/ddpg/0"):
         search_rows_table.median_search(replace(spec, budget="0.3"), rows)
-
-
-def test_orders_and_allocations_are_compared_without_a_search(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search_results, "plan", lambda: [Spec("ranking", "tiny")])
-    assert call(folder) == 0
-    row = figures(folder)["rows"]["ranking/tiny"]
-    assert set(row["scores"]) == {"0.7", "0.5", "0.3"}
-    assert list(row["scores"]["0.5"]) == [
-        *("l1", "l2", "bn", "taylor", "obs"),
-        *("obs, balanced", "the same, refitted symmetrically", "the same, not refitted"),
-    ]
-    assert all(0 <= each["test"] <= 1 for found in row["scores"].values() for each in found.values())
-    page = "\n".join(ranking([row], folder))
-    assert "tiny, 50% of the MACs, reward" in page and "obs, balanced" in page
-    assert (folder / "untuned.png").read_bytes().startswith(b"\x89PNG")
-    assert ranking([], folder)[1] == "*Not measured yet.*"
-
-
-def test_what_else_a_search_may_differ_by_reaches_its_problem() -> None:
-    options = SearchResults()
-    spec = Spec("table", "resnet20", "0.5", "ddpg", "0")
-    assert search_config(options, spec).problem.importance == "obs"
-    problems = {kind: search_config(options, replace(spec, variant=kind)).problem for kind in VARIANTS}
-    assert problems["l2"].importance == "l2" and problems["l2"].reconstruct == "symmetric"
-    assert problems["none"].reconstruct == "none" and problems["none"].importance == "obs"
-    assert problems["symmetric"].reconstruct == "symmetric" and problems["symmetric"].importance == "obs"
