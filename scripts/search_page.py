@@ -72,7 +72,8 @@ def overview(rows: Rows) -> list[str]:
     planned = {spec.name for spec in plan()}
     hours = sum(row["seconds"] for row in rows.values()) / 3600
     return [
-        "Budgets are fractions of the MACs. All searchers start from the same policy, `balanced`, and spend "
+        "Budgets are fractions of the MACs. All searchers start from the same policy (`balanced`, "
+        "or `uniform` where that scores better) and spend "
         "the same number of evaluations; a policy met again counts too. `uniform` (one keep ratio) and "
         "`balanced` (about the same predicted error in all layers) are rules of one evaluation; `shallow` "
         "and `deep` are ramps of eight slopes from the uniform policy and show the best of these. The "
