@@ -1,7 +1,7 @@
 """What a cooled run shows of its rounds: one log, one network, one table, all relative to the original."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch import fx
 from agents.cooling_nesting import Nested
 from agents.log import EvaluationLog, Row
 from agents.outcome import Outcome
-from amc.compress import ChannelPruning
+from amc.compress import ChannelPruning, Compressor
 from amc.errors import UserError
 from amc.evaluate import Evaluator
 from amc.files import read_json, write_json
+from amc.inference import inference_form
 from amc.policy import CompressionPolicy
 from amc.slicing import clone_module
 
@@ -51,15 +52,18 @@ class CooledEvaluator(Evaluator):
             evaluator.precision,
         )
 
-    def compressed(self, policy: CompressionPolicy) -> fx.GraphModule:
-        """A copy of the network, in evaluation mode.
+    def _calibrated(
+        self, policy: CompressionPolicy, compressors: Sequence[Compressor]
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """A copy of the network, and of the form that is scored.
 
         Raises:
             UserError: the policy is another one.
         """
         if policy.digest() != self._nested.policy.digest():
             raise UserError("A cooled search leaves the weights of one network: that of its own policy.json.")
-        return clone_module(self._nested.module).to(self.device)
+        model = clone_module(self._nested.module).to(self.device)
+        return model, inference_form(model)
 
 
 def told_row(row: Row, offset: int, policy: CompressionPolicy, limits: Mapping[str, float]) -> Row:

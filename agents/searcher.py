@@ -147,8 +147,9 @@ def with_reference(problem: ProblemConfig, algorithm: str) -> ProblemConfig:
     """A problem with the reference policy that a searcher is about.
 
     Raises:
-        UserError: the problem asks for another one, or cannot have it.
+        UserError: there is no such searcher, or the problem asks for another one or cannot have it.
     """
+    check_searcher(algorithm)
     wanted = _SEARCHERS[algorithm].reference
     if wanted is None or problem.reference == wanted:
         return problem

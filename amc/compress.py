@@ -97,7 +97,12 @@ class ChannelPruning:
     ):
         self.ranking = dict(ranking)
         self.reconstruction = reconstruction
-        self.knobs: tuple[Knob, ...] = (knob or WidthKnob(),)
+        self.knob = knob or WidthKnob()
+        self.knobs: tuple[Knob, ...] = (self.knob,)
+
+    def refitting(self, reconstruction: Reconstruction) -> "ChannelPruning":
+        """The same channels, refitted in another way."""
+        return ChannelPruning(self.ranking, self.knob, reconstruction)
 
     def kept(self, network: Network, policy: CompressionPolicy) -> dict[str, Tensor]:
         """Group name to the sorted indices of the channels that the policy keeps."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +81,8 @@ class Evaluator:
     Attributes:
         predict_latency: from a policy's table to the latency expected of it, where nothing is measured.
         tuning: trains each network a little before it is scored, where the search asks for it.
+        delivery: what carries out a policy whose network is to be kept, where that takes more time than a
+            search has for each; made when it is first needed.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Evaluator:
         self.calibration = [batch.to(self.device) for batch in calibration]
         self.predict_latency: Callable[[np.ndarray], float] | None = None
         self.tuning: BriefTuning | None = None
+        self.delivery: Callable[[], Sequence[Compressor]] | None = None
         self._known: dict[str, Evaluation] = {}
         self._wanted: dict[str, Tensor] | None = None
 
@@ -109,16 +113,30 @@ class Evaluator:
         return [self._evaluate(policy) for policy in policies]
 
     def compressed(self, policy: CompressionPolicy) -> fx.GraphModule:
-        """The policy's network, compressed and calibrated, in evaluation mode.
+        """The policy's network as it is delivered: compressed and calibrated, in evaluation mode.
 
         Raises:
             UserError: the policy does not belong to this network.
         """
-        return self._calibrated(policy)[0]
+        return self._calibrated(policy, self._delivering)[0]
 
-    def _calibrated(self, policy: CompressionPolicy) -> tuple[fx.GraphModule, fx.GraphModule]:
+    def searched(self, policy: CompressionPolicy) -> fx.GraphModule:
+        """The policy's network as a search scores it, which differs from `compressed` in its numbers only.
+
+        Raises:
+            UserError: the policy does not belong to this network.
+        """
+        return self._calibrated(policy, self.compressors)[0]
+
+    @cached_property
+    def _delivering(self) -> tuple[Compressor, ...]:
+        return self.compressors if self.delivery is None else tuple(self.delivery())
+
+    def _calibrated(
+        self, policy: CompressionPolicy, compressors: Sequence[Compressor]
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """The policy's network, and the same in the form that is scored."""
-        model = apply(policy, self.network, self.compressors).to(self.device)
+        model = apply(policy, self.network, compressors).to(self.device)
         fast = inference_form(model)
         with self._arithmetic(fast):
             calibrate(fast, self.calibration)
@@ -178,12 +196,12 @@ class Evaluator:
             policy: what was scored.
             score: on the reward split.
             seconds: that scoring took.
-            model: its network, `compressed(policy)`; made again where a latency is measured on it.
+            model: its network, `searched(policy)`; made again where a latency is measured on it.
         """
         start = time.perf_counter()
         costs, source = self.costs_of(policy), ""
         if self.latency is not None:
-            timing = self.latency.timing(policy, self.compressed(policy) if model is None else model)
+            timing = self.latency.timing(policy, self.searched(policy) if model is None else model)
             costs["latency"] = timing.ratio * self.latency.original
             source = "measured" if timing.reliable else "unreliable"
         elif self.predict_latency is not None:
@@ -198,7 +216,7 @@ class Evaluator:
         if known is not None:
             return known
         start = time.perf_counter()
-        model, fast = self._calibrated(policy)
+        model, fast = self._calibrated(policy, self.compressors)
         if self.tuning is not None:
             self.tuning(model)
             fast = inference_form(model)

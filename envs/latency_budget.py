@@ -45,7 +45,7 @@ class LatencyBudget:
 
     def measure(self, evaluation: Evaluation) -> Evaluation:
         """The same evaluation with a measured latency."""
-        model = self.evaluator.compressed(evaluation.policy)
+        model = self.evaluator.searched(evaluation.policy)
         timing = self.meter.timing(evaluation.policy, model)
         costs = {**evaluation.costs, "latency": timing.ratio * self.meter.original}
         source = "measured" if timing.reliable else "unreliable"

@@ -37,7 +37,7 @@ from envs.latency_budget import Confirmation, LatencyBudget, check_unit, make_la
 from envs.operators import make_operator_knobs
 from envs.own_choices import code_costs, own_compressors
 from envs.problem_config import ProblemConfig, is_latency
-from envs.pruning import make_reconstruction, rank
+from envs.pruning import make_delivery, make_reconstruction, rank
 from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward, ShareReward
 from envs.walk import Walk
 
@@ -348,6 +348,7 @@ def _evaluator(
     ]
     precision = config.precision
     evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device, precision)
+    evaluator.delivery = make_delivery(network, task, config, compressors)
     if config.tune_steps:
         teacher = network.copy().to(device)
         evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration, precision)

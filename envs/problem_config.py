@@ -98,6 +98,10 @@ class ProblemConfig:
     """Images of the reward split that score each policy."""
     calibration_images: int = 1000
     """Unlabeled training images for batch-norm statistics and activation ranges."""
+    final_images: int = 2000
+    """Unlabeled training images of 32 x 32 pixels, or fewer larger ones, that the asymmetric reconstruction
+    of a network takes that is scored on the test split, fine-tuned or exported; scored for the search, each
+    is refitted to 600. 0 keeps the search's."""
 
     def __post_init__(self) -> None:
         """Check what needs neither network nor data.
@@ -130,6 +134,8 @@ class ProblemConfig:
             raise UserError(f"--tune-steps must be 0 or more, not {self.tune_steps}.")
         if min(self.reward_images, self.calibration_images) < 1:
             raise UserError("--reward-images and --calibration-images must be at least 1.")
+        if self.final_images < 0:
+            raise UserError(f"--final-images must be 0 or more, not {self.final_images}.")
         _check_reward(self)
         _check_quantizers(self)
         _check_bits("--weight-bits", self.weight_bits)

@@ -1,9 +1,10 @@
 """What a problem's settings mean for channel pruning: the order of the channels, and what refits the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from amc.compress import ChannelPruning, Compressor
 from amc.network import Network
 from amc.precision import computes_in_bfloat16
 from amc.pruning.asymmetric import AsymmetricReconstruction
@@ -19,10 +20,12 @@ from amc.tasks import Task
 from envs.problem_config import ProblemConfig
 
 TAYLOR_BATCHES, TAYLOR_BATCH_SIZE = 8, 128
-REFIT_BATCHES = 3
-"""Batches of 200 images for the asymmetric reconstruction, which pays for them with every policy. All five
-give the balanced policy of ResNet-56 at half of its MACs 0.4 points more on the reward split, for half as
-much time again."""
+REFIT_BATCHES, REFIT_BATCH_SIZE = 3, 200
+"""Batches, and images of each, for the asymmetric reconstruction, which pays for them with every policy. All
+five batches give the balanced policy of ResNet-56 at half of its MACs 0.4 points more on the reward split,
+for half as much time again."""
+FINAL_PIXELS = 32 * 32
+"""Pixels of the images that `final_images` counts. All of them are in memory at once, layer by layer."""
 
 
 def make_reconstruction(
@@ -38,6 +41,30 @@ def make_reconstruction(
     if config.reconstruction == "symmetric":
         return SymmetricReconstruction(input_moments(network, calibration))
     return None
+
+
+def make_delivery(
+    network: Network, task: Task, config: ProblemConfig, compressors: Sequence[Compressor]
+) -> Callable[[], Sequence[Compressor]] | None:
+    """What carries out a policy whose network is to be kept, if not what does so in the search.
+
+    Args:
+        network: the traced network.
+        task: its images.
+        config: says how many of them.
+        compressors: those of the search.
+    """
+    height, width = task.example_input().shape[-2:]
+    images = min(config.final_images, config.final_images * FINAL_PIXELS // (height * width))
+    if config.reconstruction != "asymmetric" or images <= REFIT_BATCHES * REFIT_BATCH_SIZE:
+        return None
+
+    def made() -> Sequence[Compressor]:
+        rounds = computes_in_bfloat16(config.precision, "cpu")
+        refits = AsymmetricReconstruction.of(network, task.calibration(images), rounds=rounds)
+        return [one.refitting(refits) if isinstance(one, ChannelPruning) else one for one in compressors]
+
+    return made
 
 
 def rank(

@@ -22,7 +22,7 @@ def settle_reference(problem: Problem) -> None:
     asked = [levels[place] for place in sorted({0, len(levels) // 2, len(levels) - 1})]
 
     def score(policy: CompressionPolicy) -> float:
-        return problem.task.score(problem.evaluator.compressed(policy), "reward")
+        return problem.task.score(problem.evaluator.searched(policy), "reward")
 
     balanced = sum(score(problem.walk(level).reference_policy()) for level in asked) / len(asked)
     uniform = sum(score(problem.uniform_policy(level)) for level in asked) / len(asked)

@@ -101,7 +101,7 @@ def fixed_row(options: OperatorResults, spec: Spec) -> Row:
             found = network_figures(run, policy)
             meter = LatencyMeter(run.network, run.problem.target)
             try:
-                timing = meter.timing(policy, run.evaluator.compressed(policy))
+                timing = meter.timing(policy, run.evaluator.searched(policy))
             finally:
                 meter.close()
             tuned = tuned_policy(run, policy, options.epochs)

@@ -95,7 +95,7 @@ def test_a_search_starts_from_the_better_one_where_that_is_left_open(
         scored.append(split)
         return float(policy == both[better])
 
-    monkeypatch.setattr(problem.evaluator, "compressed", lambda policy: policy)
+    monkeypatch.setattr(problem.evaluator, "searched", lambda policy: policy)
     monkeypatch.setattr(problem.task, "score", score)
     settle_reference(problem)
     assert scored == ["reward"] * (6 if level else 2)
@@ -114,7 +114,7 @@ def test_a_search_starts_from_the_better_one_where_that_is_left_open(
 )
 def test_what_is_asked_for_is_not_settled(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch):
     problem = made(**({"minimize": "macs"} if "goal" in settings else {}), **settings)
-    monkeypatch.setattr(problem.evaluator, "compressed", lambda policy: pytest.fail("was asked"))
+    monkeypatch.setattr(problem.evaluator, "searched", lambda policy: pytest.fail("was asked"))
     name = problem.reference_name
     settle_reference(problem)
     assert problem.reference_name == name
