@@ -22,6 +22,9 @@ from amc.quantization.uniform import NOT_QUANTIZED
 from amc.slicing import apply_slices, kept_positions
 from amc.space import Knob
 
+RENORMALIZED = "amc_renormalized"
+"""Key of a module's `meta`: whether the reconstruction has given the batch norms their statistics."""
+
 
 class Phase(IntEnum):
     """The order in which compressors run, at search, fine-tuning and export alike."""
@@ -114,7 +117,7 @@ class ChannelPruning:
         positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
         apply_slices(model, positions)
         if self.reconstruction is not None:
-            self.reconstruction(model, network, positions)
+            model.meta[RENORMALIZED] = self.reconstruction(model, network, positions)
 
 
 class WeightQuantization:

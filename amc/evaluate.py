@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from amc.compress import ChannelPruning, Compressor, apply
+from amc.compress import RENORMALIZED, ChannelPruning, Compressor, apply
 from amc.costs.symbolic import Cost
 from amc.inference import fold_norms, inference_form, take_calibration
 from amc.network import Network
@@ -138,9 +138,10 @@ class Evaluator:
         """The policy's network, and the same in the form that is scored."""
         model = apply(policy, self.network, compressors).to(self.device)
         fast = inference_form(model)
-        with self._arithmetic(fast):
-            calibrate(fast, self.calibration)
-        take_calibration(model, fast)
+        if not (model.meta.get(RENORMALIZED) and policy.only_prunes):
+            with self._arithmetic(fast):
+                calibrate(fast, self.calibration)
+            take_calibration(model, fast)
         if has_norms(model):
             fold_norms(fast)
         elif self.calibration:

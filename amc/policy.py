@@ -73,6 +73,16 @@ class CompressionPolicy:
         """Points of the layers that are left out."""
         return frozenset(d.point for d in self.decisions if d.operator == REMOVED)
 
+    @property
+    def only_prunes(self) -> bool:
+        """Whether it leaves out channels and blocks, and changes nothing else."""
+        untouched = {"weight_bits": 32, "activation_bits": 32}
+        others = [
+            (knob, value) for each in self.decisions for knob, value in each.values.items() if knob != "width"
+        ]
+        replaced = any(each.replaced for each in self.decisions)
+        return not replaced and all(untouched.get(knob) == value for knob, value in others)
+
     def digest(self) -> str:
         """A short name of the executed policy: equal decisions, equal digest. The evaluation cache's key."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]

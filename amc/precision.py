@@ -32,6 +32,18 @@ def bfloat16(enabled: bool, device: torch.device | str = "cpu") -> Iterator[None
         yield
 
 
+@contextmanager
+def rounded_products(enabled: bool) -> Iterator[None]:
+    """Matrix products inside round their float32 factors to bfloat16, unless it is not wanted; CPU only."""
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # torch makes it at import
+    before = products.fp32_precision
+    products.fp32_precision = "bf16" if enabled else before
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
 def loss_in_bfloat16(
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor], wanted: Callable[[nn.Module], bool]
 ) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:

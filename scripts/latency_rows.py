@@ -28,6 +28,7 @@ HEADLINE_EPOCHS, HEADLINE_PROCESSES = 16, 12
 BLOCKS_STEPS = 60
 """Steps of training before each score of a search that may leave blocks out."""
 LABELS = {
+    "amx_int8": "amx",
     "avx512_vnni": "avx512-vnni",
     "avx_vnni": "avx-vnni",
     "avx512f": "avx512",

@@ -1,15 +1,12 @@
 """Latency budgets from the command line to the report, on a target whose latency is a formula."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import tests.test_run as runs
 from agents.log import EvaluationLog
@@ -19,85 +16,17 @@ from agents.report_text import verdict
 from agents.run import Run
 from amc.costs.budget import parse_budget
 from amc.errors import UserError
-from amc.graph import module_of
-from amc.quantization.modules import ActivationQuantizer
-from amc.targets import Profile, Target, Timing
+from amc.targets import Profile
 from amc.targets.protocol import NOISE_FLOOR
 from envs.compression_env import CompressionEnv
-from envs.judge import Judge
-from envs.problem import Problem, build_problem
+from envs.problem import Problem
 from envs.problem_config import ProblemConfig
-from tests.test_run import InterruptAt, call, config, load, same, start, tiny_model, tiny_task
+from tests import formula_target
+from tests.formula_target import FAKE, SMALL, FormulaTarget, begin, make, target_of
+from tests.test_run import InterruptAt, call, config, load, same, start
 
-# Found by name in the module that uses it.
-_surroundings = runs._surroundings
-
-FAKE = f"{__name__}:FormulaTarget"
-
-
-class FormulaTarget(Target):
-    """A layer costs its weights, a third of them in integers; entering integers costs a conversion.
-
-    Attributes:
-        border: what a layer in integers costs more, as a share of the original's latency.
-        excess: by which factor policies are slower than the formula that the predictor was fitted to.
-    """
-
-    name = "formula"
-    profile = Profile(width_multiple=2)
-    runtime_version = "1"
-    reliable = True
-    border, excess = 0.0, 1.0
-
-    def __init__(self) -> None:
-        self.single = self.many = 0
-
-    def export(self, module: Any, example: torch.Tensor, path: Path) -> Any:
-        """Write the latency itself."""
-        weights = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        quantized = {
-            str(user.target)
-            for node in module.graph.nodes
-            if isinstance(module_of(node), ActivationQuantizer)
-            for user in node.users
-        }
-        cost = 0.0
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                integer = name in quantized
-                cost += layer.weight.numel() * (1 / 3 if integer else 1.0) + 20.0
-                cost += self.border * 1500.0 if integer else 0.0
-        assert weights
-        path.write_text(json.dumps(cost))
-        return type("Exported", (), {"exporter": "amc", "unsupported": ""})()
-
-    def measure(self, files: Sequence[Path | str], *, time_limit_s: float = 30.0) -> list[Timing]:
-        """The first file is the reference; a single candidate is a policy of the search."""
-        self.single += len(files) == 2
-        self.many += len(files) > 2
-        costs = [float(Path(file).read_text()) * 1e-3 for file in files]
-        if len(files) == 2:
-            costs[1] *= self.excess
-        return [Timing(cost, (cost,), cost / costs[0], self.reliable, 1) for cost in costs]
-
-    def run(self, file: Path | str, inputs: np.ndarray) -> np.ndarray:
-        """Never asked for."""
-        raise NotImplementedError
-
-
-SMALL: dict[str, Any] = {"reward_images": 60, "calibration_images": 40, "target": FAKE}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _surroundings: None) -> None:
-    """Tests that change the target must not share its timings; few samples do for a formula."""
-    monkeypatch.setenv("AMC_CACHE_DIR", str(tmp_path / "amc-cache"))
-    monkeypatch.setattr("amc.costs.latency.sampling.MOST_SAMPLES", 42)
-
-
-def make(*budget: str, **settings: Any) -> Problem:
-    made = ProblemConfig(budget=budget, **{**SMALL, **settings})
-    return build_problem(tiny_model(), tiny_task(), made)
+# Found by name in the module that uses them.
+_surroundings, _own_cache = runs._surroundings, formula_target._own_cache
 
 
 @pytest.fixture
@@ -105,16 +34,6 @@ def problem() -> Iterator[Problem]:
     made = make("latency=0.3")
     yield made
     made.close()
-
-
-def target_of(problem: Problem) -> FormulaTarget:
-    assert isinstance(problem.target, FormulaTarget)
-    return problem.target
-
-
-def begin(folder: Path, budget: str = "latency=0.3", evaluations: int = 12, **agent: Any) -> Run:
-    settings = config(evaluations, **agent)
-    return start(folder, replace(settings, problem=ProblemConfig(budget=(budget,), **SMALL)))
 
 
 @pytest.mark.parametrize(
@@ -324,95 +243,6 @@ def test_bits_that_bring_nothing_leave_with_a_note():
     made = make("latency=0.5", weight_bits=(4, 6, 8, 32), activation_bits=(8, 32))
     assert made.space.knobs[1].values(made.space.points[0], None) == (8, 32)
     assert any("Fewer than 8 bits bring nothing on formula (4, 6 asked for)" in note for note in made.notes)
-
-
-def play(env: CompressionEnv, actions: Sequence[np.ndarray], **reset: Any) -> tuple[float, Any]:
-    env.reset(**reset)
-    last: Any = None
-    for action in actions:
-        last = env.step(action)
-    assert last[2]
-    return last[1], last[4]["evaluation"]
-
-
-def test_the_environment_measures_would_be_bests_and_keeps_their_rewards(monkeypatch: pytest.MonkeyPatch):
-    made = make("latency=0.4")
-    env, rng, target = CompressionEnv(made), np.random.default_rng(0), target_of(made)
-    monkeypatch.setattr(FormulaTarget, "excess", 1.1)
-    assert made.latency is not None
-    kept_below = made.latency.kept_below(made.budgets[0].limit)
-    best, told = -np.inf, dict[str, float]()
-    for _ in range(12):
-        before = target.single
-        reward, evaluation = play(env, [rng.uniform(-1, 1, 2) for _ in range(made.walk().length)])
-        if evaluation.latency_source == "measured" and not evaluation.cached:
-            assert target.single == before + 1
-        else:
-            assert target.single == before and reward <= best
-        if evaluation.latency_source == "predicted" or evaluation.costs["latency"] <= kept_below:
-            best = max(best, reward)
-        told[evaluation.policy.digest()] = reward
-    assert 0 < target.single < 12
-
-
-@pytest.mark.parametrize(("share", "keeps"), [(0.97, True), (0.99, False)])
-def test_a_measurement_just_below_the_budget_does_not_keep_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share: float, keeps: bool
-):
-    with monkeypatch.context() as apart:  # or the judge would take this measurement from the cache
-        apart.setenv("AMC_CACHE_DIR", str(tmp_path / "apart"))
-        made = make("latency=0.4")
-    assert made.latency is not None
-    policy, limit = made.walk().reference_policy(), made.budgets[0].limit
-    takes = made.latency.measure(made.evaluator([policy])[0]).costs["latency"]
-    monkeypatch.setattr(FormulaTarget, "excess", share * limit / takes)
-    assert (Judge(make("latency=0.4"))(policy)[1] > -1) == keeps
-
-
-def test_instructions_repeat_so_that_their_budget_is_used_up(monkeypatch: pytest.MonkeyPatch):
-    made = make("latency=0.4")
-    assert made.latency is not None
-    monkeypatch.setattr(FormulaTarget, "unit", "instructions")
-    assert made.latency.kept_below(1.0) == 1.0
-
-
-def test_a_policy_that_missed_is_penalised_again(monkeypatch: pytest.MonkeyPatch):
-    made = make("latency=0.4")
-    monkeypatch.setattr(FormulaTarget, "excess", 1.5)
-    judge, policy = Judge(made), made.walk().reference_policy()
-    assert made.latency is not None
-    first, reward = judge(policy)
-    learned = len(made.latency.predictor.errors)
-    again, reward_again = judge(policy)
-    assert reward == reward_again < -1 and again.costs == first.costs and again.cached
-    assert len(made.latency.predictor.errors) == learned and target_of(made).single == 1
-
-
-def test_another_latency_budget_for_one_episode(problem: Problem):
-    env = CompressionEnv(problem)
-    zeros = [np.zeros(2, np.float32)] * problem.walk().length
-    reward, evaluation = play(env, zeros, options={"budget": "latency=0.5"})
-    assert reward == 0.0
-    _, own = play(env, zeros)
-    original = problem.original_costs["latency"]
-    assert own.costs["latency"] <= 0.3 * original < evaluation.costs["latency"] <= 0.5 * original
-
-
-def test_a_latency_budget_needs_a_problem_that_has_one():
-    env = CompressionEnv(make("macs=0.5"))
-    with pytest.raises(UserError, match="when the problem itself has a latency budget"):
-        env.reset(options={"budget": "latency=0.5"})
-
-
-def test_two_budgets_hold_together():
-    made = make("latency=0.5", "macs=0.4")
-    walk, rng = made.walk(), np.random.default_rng(0)
-    for _ in range(20):
-        walk.reset()
-        for _ in range(walk.length):
-            walk.step(rng.uniform(-1, 1, walk.action_size))
-        table = made.space.table(walk.policy())
-        assert all(budget.cost.of(table) <= budget.limit for budget in made.budgets)
 
 
 def test_the_fastest_within_a_drop_under_a_latency_budget(tmp_path: Path):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import tests.test_latency_budget as budgets
 import tests.test_run as runs
 from amc.compress import apply
 from amc.costs.latency.cost import LatencyCost
@@ -30,12 +29,13 @@ from amc.targets import Profile
 from envs.operators import make_operator_knobs
 from envs.problem import Problem
 from envs.problem_config import ProblemConfig
+from tests import formula_target
+from tests.formula_target import SMALL, FormulaTarget, make, target_of
 from tests.operator_pieces import compressors, mixed_network, space_of
-from tests.test_latency_budget import FormulaTarget, make, target_of
 from tests.test_run import config, same, start
 
 # Found by name in the module that uses them.
-_surroundings, _own_cache = runs._surroundings, budgets._own_cache
+_surroundings, _own_cache = runs._surroundings, formula_target._own_cache
 
 FAKE = f"{__name__}:PartsTarget"
 DECOMPOSITIONS = ("filter-groups", "channel-svd", "spatial-svd")
@@ -122,7 +122,7 @@ def test_predictions_are_those_of_what_is_measured(problem: Problem, tmp_path: P
 
 
 def test_would_be_bests_are_measured_and_a_cut_search_goes_on(tmp_path: Path):
-    asked = {**budgets.SMALL, "target": FAKE, "operators": ("filter-groups",)}
+    asked = {**SMALL, "target": FAKE, "operators": ("filter-groups",)}
     settings = replace(config(8), problem=ProblemConfig(budget=("latency=0.4",), **asked))
     whole, cut = start(tmp_path / "whole", settings), start(tmp_path / "cut", settings)
     whole.search()

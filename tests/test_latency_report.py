@@ -9,15 +9,13 @@ import tests.test_run as runs
 from agents.report import write_report
 from agents.report_data import load_record
 from amc.errors import UserError
-from tests import test_latency_budget as budgets
-from tests.test_latency_budget import FormulaTarget, begin
+from tests import formula_target
+from tests.formula_target import FAKE, FormulaTarget, begin
 from tests.test_run import call, load, rows
 
 # Found by name in the module that uses them.
 _surroundings = runs._surroundings
-_own_cache = budgets._own_cache
-
-FAKE = f"{budgets.__name__}:FormulaTarget"
+_own_cache = formula_target._own_cache
 
 
 def test_report_and_tensorboard_say_what_was_measured(tmp_path: Path):

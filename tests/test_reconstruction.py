@@ -9,9 +9,9 @@ from amc.compress import ChannelPruning, apply
 from amc.errors import UserError
 from amc.knobs import WidthKnob
 from amc.network import Network, trace
-from amc.pruning.asymmetric import AsymmetricReconstruction, asymmetric_weight
+from amc.pruning.asymmetric import AsymmetricReconstruction, asymmetric_fit
 from amc.pruning.importance import rank_channels
-from amc.pruning.patches import PatchSampler
+from amc.pruning.patches import PatchSampler, design
 from amc.pruning.reconstruction import (
     InputMoments,
     SymmetricReconstruction,
@@ -116,12 +116,14 @@ def test_asymmetric_weights_solve_the_least_squares_problem(intercept: bool):
     mixing = torch.eye(12, dtype=torch.float64) + 0.2 * torch.randn(12, 12, dtype=torch.float64)
     inputs = torch.randn(300, 12, dtype=torch.float64) @ mixing + 1.0
     targets = inputs @ torch.randn(12, 5, dtype=torch.float64) + torch.randn(300, 5, dtype=torch.float64)
-    weight, shift = asymmetric_weight(inputs, targets, torch.zeros(5, 12), intercept)
+    fit = asymmetric_fit(inputs.clone(), targets, torch.zeros(5, 12), intercept)
     ones = torch.ones(300, int(intercept), dtype=torch.float64)
     expected = torch.linalg.lstsq(torch.cat([inputs, ones], dim=1), targets).solution.T
-    found = torch.cat([weight, shift[:, None]], dim=1)[:, : expected.shape[1]]
+    found = torch.cat([fit.weight, fit.shift[:, None]], dim=1)[:, : expected.shape[1]]
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert intercept or not shift.any()
+    assert intercept or not fit.shift.any()
+    outputs = inputs @ fit.weight.T + fit.shift
+    assert not intercept or torch.allclose(fit.mean, outputs.mean(dim=0))
 
 
 def pruned_to(network: Network, share: float) -> tuple[torch.nn.Module, dict[tuple[str, str], torch.Tensor]]:
@@ -156,10 +158,16 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
     own = [v for v in network.layers if v.kind != "depthwise" and v.name not in ends]
     checked = [v for v in own if (v.name, "in") in positions]
     for layer in [checked[0], checked[len(checked) // 2], checked[-1]]:
-        whole = network.module.get_submodule(layer.name).get_parameter("weight").flatten(1).double()
+        whole = (
+            network.module.get_submodule(layer.name)
+            .get_parameter("weight")
+            .movedim(1, -1)
+            .flatten(1)
+            .double()
+        )
         rows = positions.get((layer.name, "out"), torch.arange(len(whole)))
         targets = originals[layer.name].double() @ whole[rows].T
-        found = model.get_submodule(layer.name).get_parameter("weight").flatten(1).double()
+        found = design(model.get_submodule(layer.name).get_parameter("weight")).double()
         z = inputs[layer.name].double()
         if layer.has_bias or layer.norm:
             z, targets = z - z.mean(dim=0), targets - targets.mean(dim=0)

@@ -20,15 +20,14 @@ from torch import Tensor, fx, nn
 
 from amc.groups import NORMS
 from amc.network import Layer, Network
-from amc.precision import bfloat16
-from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler
+from amc.precision import bfloat16, rounded_products
+from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler, design, from_design
 from amc.pruning.reconstruction import (
     Positions,
     has_intercept,
     refit,
     refittable,
     solve_weight,
-    weight_columns,
 )
 from amc.pruning.sums import Summand, Values, WatchedRun, summands
 
@@ -37,26 +36,36 @@ LEAST_FACTOR = 1e-6
 """Channels whose batch norm scales by less than this carry nothing, and make up for nothing."""
 
 
-def asymmetric_weight(
-    inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool
-) -> tuple[Tensor, Tensor]:
-    """Least-squares weight from rows of inputs and targets.
+@dataclass(frozen=True)
+class Fit:
+    """A least-squares fit.
+
+    Attributes:
+        weight: float64 [out, d].
+        shift: of the outputs, float64 [out]; zero without an intercept.
+        mean: of the targets, [out]; zero without an intercept.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    mean: Tensor
+
+
+def asymmetric_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool) -> Fit:
+    """Least squares from rows of inputs and targets.
 
     Args:
-        inputs: of the pruned network, [rows, d].
+        inputs: of the pruned network, [rows, d]; with an intercept they are centred, in place.
         targets: of the original, [rows, out].
         prior: weight [out, d], for what the rows leave open.
         intercept: whether a shift of the outputs is free.
-
-    Returns:
-        float64 [out, d], and the shift that goes with it, [out]; zero without an intercept.
     """
     mean_z, mean_y = (v.mean(dim=0) if intercept else v.new_zeros(v.shape[1]) for v in (inputs, targets))
     # Products in float32 take half the time; centred first, they lose nothing that the ridge would keep.
-    z, y = inputs - mean_z, targets - mean_y
+    z, y = inputs.sub_(mean_z), targets - mean_y
     second, cross = (z.T @ z).double() / len(z), (z.T @ y).double() / len(z)
     weight = solve_weight(second, cross, prior.double())
-    return weight, mean_y - weight @ mean_z.double()
+    return Fit(weight, mean_y - weight @ mean_z.double(), mean_y)
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class AsymmetricReconstruction:
     """Matches the original outputs on the inputs of the pruned network, in execution order.
 
     Each policy takes one forward pass over the images in a single batch, as a layer is refitted when all its
-    inputs are known and before any layer behind it runs. Batch norms use that batch's statistics meanwhile,
-    since they will be re-estimated on the same images.
+    inputs are known and before any layer behind it runs. Batch norms use that batch's statistics, and keep
+    them: behind layers that are final by then, they are those of the finished network.
 
     Attributes:
         images: float32 [N, C, H, W], channels last in memory.
@@ -73,8 +82,8 @@ class AsymmetricReconstruction:
         targets: layer path to the original's outputs without bias at drawn positions, [rows, out].
         others: path of a layer that ends in a sum to the other summand at the same positions, [rows, out].
         positions, seed: of the drawn positions (`PatchSampler`).
-        rounds: whether the pruned network computes in bfloat16; rounding its inputs to 8 bits of mantissa
-            changes the fits as little as the ridge does.
+        rounds: whether the pruned network, and the products of the fits, are computed in bfloat16; rounding
+            rows to 8 bits of mantissa changes the fits as little as the ridge does.
     """
 
     images: Tensor
@@ -110,7 +119,7 @@ class AsymmetricReconstruction:
             patches = PatchSampler(module, positions, seed)
 
             def draw(x: Tensor, values: Values) -> None:
-                rows = patches(x) @ module.get_parameter("weight").flatten(1).T
+                rows = patches(x) @ design(module.get_parameter("weight")).T
                 targets.setdefault(name, []).append(rows)
                 if name in ends:
                     others.setdefault(name, []).append(patches.outputs(values(ends[name].other)))
@@ -131,28 +140,34 @@ class AsymmetricReconstruction:
             rounds,
         )
 
-    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> None:
+    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> bool:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
 
         Where residual blocks are gone, every layer has other inputs than before.
+
+        Returns:
+            Whether that has re-normalized the batch norms: not if nothing was to be refitted.
         """
         lost = [layer for layer in network.layers if layer.name in self.targets]
         if not self.targets.keys() - {layer.name for layer in network.layers}:
             lost = [layer for layer in lost if (layer.name, "in") in positions]
         if not lost:
-            return
+            return False
         ends, watchers = summands(network), dict[str, Watcher]()
         for layer in lost:
             watchers[layer.name] = self._refitter(layer, model, network, positions, ends.get(layer.name))
-        norms = [module for module in model.modules() if isinstance(module, NORMS)]
+        norms = {module: module.momentum for module in model.modules() if isinstance(module, NORMS)}
         try:
             for norm in norms:
                 norm.train()
+                norm.momentum = 1.0  # the running statistics become the batch's
             with torch.no_grad(), bfloat16(self.rounds):
                 WatchedRun(model, watchers).run(self.images)
         finally:
-            for norm in norms:
+            for norm, momentum in norms.items():
                 norm.eval()
+                norm.momentum = momentum
+        return bool(norms)
 
     def _refitter(
         self,
@@ -164,27 +179,26 @@ class AsymmetricReconstruction:
     ) -> Watcher:
         """What refits a layer when its inputs arrive, and where it ends in a sum the batch norm behind it."""
         module, original = (each.get_submodule(layer.name) for each in (model, network.module))
-        whole, kept = original.get_parameter("weight").flatten(1), positions.get((layer.name, "in"))
+        whole = original.get_parameter("weight")
         rows = positions.get((layer.name, "out"), torch.arange(len(whole)))
-        columns = slice(None) if kept is None else weight_columns(original.get_parameter("weight"), kept)
-        prior, targets = whole[rows][:, columns], self.targets[layer.name][:, rows]
+        kept = positions.get((layer.name, "in"), torch.arange(whole.shape[1]))
+        prior, targets = design(whole[rows][:, kept]), self.targets[layer.name][:, rows]
         norm = _Affine.of(network.module.get_submodule(end.norm), rows) if end and end.norm else None
 
         def refit_to(x: Tensor, values: Values) -> None:
             other = values(end.other) if end else None
-            with bfloat16(False):
+            with bfloat16(False), rounded_products(self.rounds):
                 inputs, now = self._rows(module, x, other)
                 wanted = targets
                 if now is not None:
                     missing = self.others[layer.name][:, rows] - now
                     wanted = targets + (missing / norm.used if norm else missing)
-                weight, shift = asymmetric_weight(inputs, wanted, prior, has_intercept(layer))
-                refit(module, weight.reshape(module.get_parameter("weight").shape), shift)
+                fit = asymmetric_fit(inputs, wanted, prior, has_intercept(layer))
+                refit(module, from_design(fit.weight, module.get_parameter("weight").shape), fit.shift)
                 if end and end.norm and norm:
-                    outputs = inputs @ weight.float().T + shift.float()
-                    if isinstance(original.bias, nn.Parameter):
-                        outputs += original.bias[rows]
-                    norm.keep_in(model.get_submodule(end.norm), outputs)
+                    bias = original.bias[rows] if isinstance(original.bias, nn.Parameter) else 0.0
+                    variance = (inputs @ fit.weight.float().T).square().mean(dim=0)
+                    norm.keep_in(model.get_submodule(end.norm), fit.mean + bias, variance)
 
         return refit_to
 
@@ -194,10 +208,10 @@ class AsymmetricReconstruction:
         inputs, others = list[Tensor](), list[Tensor]()
         added = () if other is None else other.split(self.batch_sizes)
         for part, beside in zip_longest(x.split(self.batch_sizes), added):
-            inputs.append(patches(part).float())
+            inputs.append(patches(part))
             if beside is not None:
-                others.append(patches.outputs(beside).float())
-        return torch.cat(inputs), torch.cat(others) if others else None
+                others.append(patches.outputs(beside))
+        return torch.cat(inputs).float(), torch.cat(others).float() if others else None
 
 
 @dataclass(frozen=True)
@@ -220,9 +234,8 @@ class _Affine:
         """The factor; infinite where a channel carries nothing."""
         return torch.where(self.factor.abs() < LEAST_FACTOR, torch.inf, self.factor)
 
-    def keep_in(self, norm: nn.Module, inputs: Tensor) -> None:
-        """Let a batch norm that will be re-estimated map its inputs [rows, channels] as before; in place."""
+    def keep_in(self, norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+        """Let a batch norm that will be re-estimated map inputs of such moments as before; in place."""
         assert isinstance(norm, NORMS)
-        variance, mean = torch.var_mean(inputs, dim=0, correction=0)
         norm.weight.data.copy_(self.factor * (variance + norm.eps).sqrt())
         norm.bias.data.copy_(self.offset + mean * self.factor)

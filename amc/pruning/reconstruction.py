@@ -32,8 +32,12 @@ Positions = Mapping[tuple[str, str], Tensor]
 class Reconstruction(Protocol):
     """Refits a sliced model."""
 
-    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> None:
-        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
+    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> bool:
+        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
+
+        Returns:
+            Whether that has re-normalized the batch norms, too.
+        """
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,10 @@ class _Gatherer:
         assert self.total is not None and self.products is not None
         mean = self.total / self.rows
         second = self.products / self.rows
+        # From the order of the rows, (kernel position, input), to that of a flattened weight.
+        inputs = self.patches.module.get_parameter("weight").shape[1]
+        order = torch.arange(len(mean)).reshape(-1, inputs).T.flatten()
+        second, mean = second[order][:, order], mean[order]
         if not centred:
             return InputMoments(second, torch.zeros_like(mean))
         return InputMoments(second - mean[:, None] * mean[None, :], mean)
@@ -165,7 +173,7 @@ class SymmetricReconstruction:
 
     moments: Mapping[str, InputMoments]
 
-    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> None:
+    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> bool:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
         for name, known in self.moments.items():
             kept = positions.get((name, "in"))
@@ -175,6 +183,7 @@ class SymmetricReconstruction:
             rows = positions.get((name, "out"))
             weight, shift = reconstruct_weight(original if rows is None else original[rows], known, kept)
             refit(model.get_submodule(name), weight, shift)
+        return False
 
 
 def refit(layer: nn.Module, weight: Tensor, shift: Tensor) -> None:

@@ -29,7 +29,7 @@ class ClassificationTask:
     score_name = "accuracy"
     distillable = True
 
-    def __init__(self, data: ImageData, batch_size: int = 100) -> None:
+    def __init__(self, data: ImageData, batch_size: int = 200) -> None:
         if isinstance(data, DetectionData):
             raise UserError(f"The data set {data.name} has boxes: pass --task detection.")
         self.data = data
