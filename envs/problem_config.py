@@ -97,7 +97,8 @@ class ProblemConfig:
     reward_images: int = 2000
     """Images of the reward split that score each policy."""
     calibration_images: int = 1000
-    """Unlabeled training images for batch-norm statistics and activation ranges."""
+    """Unlabeled training images for activation ranges, and for batch-norm statistics where refitting the
+    layers has not settled them."""
     final_images: int = 2000
     """Unlabeled training images of 32 x 32 pixels, or fewer larger ones, that the asymmetric reconstruction
     of a network takes that is scored on the test split, fine-tuned or exported; scored for the search, each
