@@ -59,10 +59,11 @@ class LatencyBudget:
     def learn(self, evaluation: Evaluation) -> None:
         """Let the predictor learn from an evaluation, if its latency was measured and is new.
 
-        To be called for every evaluation of a log in its order: a resumed search then bounds its decisions
-        as the uninterrupted one would.
+        From an unreliable measurement, too, by which the policy was judged as well: a search on a busy
+        machine would else propose what misses its budget again and again. To be called for every evaluation
+        of a log in its order: a resumed search then bounds its decisions as the uninterrupted one would.
         """
-        if evaluation.latency_source == "measured" and not evaluation.cached:
+        if evaluation.latency_source in ("measured", "unreliable") and not evaluation.cached:
             table = self.evaluator.space.table(evaluation.policy)
             self.predictor.add(table, evaluation.costs["latency"] / self.meter.original)
 

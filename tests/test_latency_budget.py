@@ -186,16 +186,18 @@ def test_where_nothing_fits_the_fastest_is_kept_and_one_sentence_says_so(
     write_report([tmp_path / "slow"], tmp_path / "page.html")
 
 
-def test_an_unreliable_measurement_is_marked_and_teaches_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    run = begin(tmp_path / "run", evaluations=3)
+def test_an_unreliable_measurement_is_marked_and_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = begin(tmp_path / "run", evaluations=20, updates_per_transition=4)
     assert run.problem.latency is not None
     before = len(run.problem.latency.predictor.errors)
     monkeypatch.setattr(FormulaTarget, "reliable", False)
+    monkeypatch.setattr(FormulaTarget, "excess", 1.2)
     run.search()
-    assert run.log.rows[0].latency_source == "unreliable"
-    assert len(run.problem.latency.predictor.errors) == before
+    rows = run.log.rows
+    assert "measured" not in {row.latency_source for row in rows}
+    fresh = [row for row in rows if row.latency_source == "unreliable" and not row.cached]
+    assert len(run.problem.latency.predictor.errors) == before + len(fresh)
+    assert not rows[0].feasible and any(row.feasible for row in rows)
 
 
 @pytest.mark.parametrize("same_process", [False, True])
