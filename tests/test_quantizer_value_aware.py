@@ -155,7 +155,8 @@ def test_only_gradients_of_weights_see_quantized_activations(relu_aware):
     for name in plain:
         same = torch.allclose(plain[name], stored[name], rtol=1e-5, atol=1e-7)
         assert same == (name not in ("first.weight", "second.weight", "last.weight")), name
-        assert F.cosine_similarity(plain[name].flatten(), stored[name].flatten(), dim=0) > 0.95, name
+        # The gradient of a bias in front of a batch norm is rounding noise, which has no direction.
+        assert same or F.cosine_similarity(plain[name].flatten(), stored[name].flatten(), dim=0) > 0.95, name
 
 
 def test_stored_bytes_are_those_of_the_formula():
