@@ -36,11 +36,17 @@ def make_reconstruction(
     Policies are compressed on the CPU, wherever they are scored.
     """
     if config.reconstruction == "asymmetric":
-        rounds = computes_in_bfloat16(config.precision, "cpu")
-        return AsymmetricReconstruction.of(network, calibration[:REFIT_BATCHES], rounds=rounds)
+        return _asymmetric(network, calibration[:REFIT_BATCHES], config)
     if config.reconstruction == "symmetric":
         return SymmetricReconstruction(input_moments(network, calibration))
     return None
+
+
+def _asymmetric(
+    network: Network, batches: Sequence[torch.Tensor], config: ProblemConfig
+) -> AsymmetricReconstruction:
+    rounds = computes_in_bfloat16(config.precision, "cpu")
+    return AsymmetricReconstruction.of(network, batches, rounds=rounds)
 
 
 def make_delivery(
@@ -60,8 +66,7 @@ def make_delivery(
         return None
 
     def made() -> Sequence[Compressor]:
-        rounds = computes_in_bfloat16(config.precision, "cpu")
-        refits = AsymmetricReconstruction.of(network, task.calibration(images), rounds=rounds)
+        refits = _asymmetric(network, task.calibration(images), config)
         return [one.refitting(refits) if isinstance(one, ChannelPruning) else one for one in compressors]
 
     return made

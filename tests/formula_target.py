@@ -1,7 +1,7 @@
 """A target whose latency is a formula, and problems under latency budgets on it, for tests."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,13 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _surroundings: N
 def make(*budget: str, **settings: Any) -> Problem:
     made = ProblemConfig(budget=budget, **{**SMALL, **settings})
     return build_problem(tiny_model(), tiny_task(), made)
+
+
+@pytest.fixture
+def problem() -> Iterator[Problem]:
+    made = make("latency=0.3")
+    yield made
+    made.close()
 
 
 def target_of(problem: Problem) -> FormulaTarget:

@@ -1,6 +1,5 @@
 """Latency budgets from the command line to the report, on a target whose latency is a formula."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,7 @@ from tests.test_run import InterruptAt, call, config, load, same, start
 
 # Found by name in the module that uses them.
 _surroundings, _own_cache = runs._surroundings, formula_target._own_cache
-
-
-@pytest.fixture
-def problem() -> Iterator[Problem]:
-    made = make("latency=0.3")
-    yield made
-    made.close()
+problem = formula_target.problem
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Episodes under latency budgets: what is measured, and what the judge makes of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,7 @@ from tests.formula_target import FormulaTarget, make, target_of
 
 # Found by name in the module that uses them.
 _surroundings, _own_cache = runs._surroundings, formula_target._own_cache
-
-
-@pytest.fixture
-def problem() -> Iterator[Problem]:
-    made = make("latency=0.3")
-    yield made
-    made.close()
+problem = formula_target.problem
 
 
 def play(env: CompressionEnv, actions: Sequence[np.ndarray], **reset: Any) -> tuple[float, Any]:
