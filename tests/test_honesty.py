@@ -71,7 +71,7 @@ def test_two_identical_networks_are_no_difference(target: str, tmp_path: Path) -
     first = export_chain(32, 32, target, tmp_path)
     second = first.with_stem("second")
     second.write_bytes(first.read_bytes())
-    found = measured(target, first, second, processes=3)
+    found = measured(target, first, second, processes=4)
     assert found.verdict == "no difference", found
 
 
@@ -81,7 +81,7 @@ def test_odd_widths_are_slower_although_they_multiply_less(bits: int, tmp_path: 
     """Float kernels work on blocks of 8 or 16 channels and int8 ones on groups of 4; 31 fits neither."""
     assert macs(31) < 0.95 * macs(32)
     even, odd = (export_chain(width, bits, "onnxruntime", tmp_path) for width in (32, 31))
-    found = measured("onnxruntime", even, odd, processes=3)
+    found = measured("onnxruntime", even, odd, processes=4)
     assert found.verdict == "slower", found
 
 

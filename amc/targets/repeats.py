@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import t as student_t
+
 from amc.targets.base import Target, Timing
 from amc.targets.protocol import NOISE_FLOOR, Verdict, noise
 
 SPREADS = 2.0
 """A median ratio counts as a difference beyond so many standard deviations of the ratios."""
+CONFIDENCE = 0.99
+"""And beyond this two-sided interval of Student's t, the wider of the two below six processes."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,15 @@ def verdict(candidate: Sequence[Timing], original: Sequence[Timing]) -> Verdict:
     """Say whether all processes together show a difference, or whether noise explains it.
 
     The median ratio must be further from 1 than the noise floor, than the ratios differ between processes,
-    and than the rounds of a typical process differ (far, where most of the timings are unreliable).
+    and than the rounds of a typical process differ (far, where most of the timings are unreliable). The
+    fewer the processes, the less their own spread says about how far the next one strays: with three, equal
+    files would be called different in one comparison of fourteen beyond two standard deviations.
     """
     logs = [math.log(timing.ratio) for timing in candidate]
     within = statistics.median(noise(c) + noise(o) for c, o in zip(candidate, original, strict=True))
-    threshold = max(math.log1p(max(NOISE_FLOOR, within)), SPREADS * statistics.stdev(logs))
+    interval = student_t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) / math.sqrt(len(logs))
+    spread = max(SPREADS, interval) * statistics.stdev(logs)
+    threshold = max(math.log1p(max(NOISE_FLOOR, within)), spread)
     change = statistics.median(logs)
     if abs(change) <= threshold:
         return "no difference"
