@@ -14,6 +14,7 @@ from amc.costs.budget import parse_budget
 from amc.costs.symbolic import ALIASES
 from amc.errors import UserError
 from amc.files import read_json
+from envs.reward import least_score
 
 ORIGINAL = "original"
 HOW = {"data_root", "device", "threads"}
@@ -98,7 +99,7 @@ class Record:
 
     @property
     def best(self) -> Row | None:
-        """The evaluation with the highest reward."""
+        """The best evaluation."""
         return self.log.best()
 
     @cached_property
@@ -140,6 +141,15 @@ class Record:
         names: dict[str, Any] = dict.fromkeys(original)
         known = [text for text in self.config.problem.loosest if cost_name(text) in original]
         return {cost_name(text): parse_budget(text, names, original).limit for text in known}
+
+    @property
+    def misses_drop(self) -> bool:
+        """Whether the best network keeps the budgets, but loses more of the score than --max-drop."""
+        problem, best = self.config.problem, self.best
+        if problem.goal != "cost" or best is None:
+            return False
+        kept = all(best.costs[name] <= limit for name, limit in self.limits.items())
+        return kept and best.score < least_score(self.original.reward_score, problem.max_drop / 100)
 
     @property
     def latency_unit(self) -> str:

@@ -165,8 +165,15 @@ def _cost_verdict(record: Record) -> str:
 
 
 def _miss_verdict(record: Record) -> str:
-    """What to say where no measured network keeps the latency budget."""
+    """What to say where no network is within the drop, or where no measured one keeps the latency budget."""
     assert record.best is not None
+    if record.misses_drop:
+        lost = record.original.reward_score - record.best.score
+        return (
+            f"No network of {_evaluations(record)} is within the allowed drop of "
+            f"{points(record.config.problem.max_drop / 100).lstrip('+')}: the most accurate loses "
+            f"{points(lost).lstrip('+')} of {record.score_name} on the reward split."
+        )
     latency, limit = record.best.costs["latency"], record.limits["latency"]
     return (
         f"No network that was measured in {_evaluations(record)} keeps the latency budget of "

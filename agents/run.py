@@ -341,7 +341,9 @@ def standard(problem: Problem, texts: Sequence[str] | None) -> Standard:
     """How policies are judged under a problem's budgets, or under others."""
     budgets = problem.budgets if texts is None else problem.parse_budgets(texts)
     limits = {budget.cost.name: budget.limit for budget in budgets}
-    return Standard(problem.make_reward(texts), problem.confirmation(texts), limits)
+    smallest = problem.config.minimize if problem.config.goal == "cost" else ""
+    reward, confirmation = problem.make_reward(texts), problem.confirmation(texts)
+    return Standard(reward, confirmation, limits, problem.least_score, smallest)
 
 
 def run_facts(problem: Problem) -> dict[str, Any]:

@@ -5,6 +5,7 @@ only a walk, `evaluate` and a reward.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,7 +39,7 @@ from envs.operators import make_operator_knobs
 from envs.own_choices import code_costs, own_compressors
 from envs.problem_config import ProblemConfig, is_latency
 from envs.pruning import make_delivery, make_reconstruction, rank
-from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward, ShareReward
+from envs.reward import LatencyLimit, Reward, goal_reward, least_score, reward_notes
 from envs.walk import Walk
 
 
@@ -159,7 +160,8 @@ class Problem:
         Raises:
             UserError: a budget cannot be read or reached.
         """
-        reward, confirmation = self._goal_reward(), self.confirmation(budgets)
+        reward = goal_reward(self.config, self.original_score, self.original_costs)
+        confirmation = self.confirmation(budgets)
         return LatencyLimit(reward, confirmation.limit) if confirmation else reward
 
     def confirmation(self, budgets: Sequence[str] | None = None) -> Confirmation | None:
@@ -174,15 +176,12 @@ class Problem:
             return None
         return Confirmation(self.latency, self.latency.kept_below(min(limits)))
 
-    def _goal_reward(self) -> Reward:
-        if self.config.shares:
-            return ShareReward(self.original_score)
-        if self.config.goal == "accuracy":
-            return ScoreReward()
-        if self.config.reward == "paper":
-            return PaperReward(self.config.minimize)
-        original = self.original_costs[self.config.minimize]
-        return CostReward(self.config.minimize, original, self.original_score, self.config.max_drop / 100)
+    @property
+    def least_score(self) -> float:
+        """The lowest score that a best policy may have; without a drop to keep to there is none."""
+        if self.config.goal != "cost":
+            return -math.inf
+        return least_score(self.original_score, self.config.max_drop / 100)
 
     def close(self) -> None:
         """Stop the measuring process."""
@@ -228,6 +227,7 @@ def build_problem(
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     choices, notes = _choices(network, task, config, target)
+    notes += reward_notes(config)
     space = choices.space
     costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
     costs |= code_costs(space, costs, config)

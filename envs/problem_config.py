@@ -34,7 +34,8 @@ class ProblemConfig:
     minimize: Literal["latency", "macs", "params", "size", "bops"] = "latency"
     """The cost that --goal cost makes small; latency is measured for every policy on --target."""
     max_drop: float = 1.0
-    """Largest loss of score, in points, that --goal cost accepts before fine-tuning."""
+    """Largest loss of score on the reward split, in points, that --goal cost accepts before fine-tuning: the
+    best policy is the smallest within it, or the most accurate of all if none is."""
     reference_keep: float = 0.9
     """Fraction of the reference policy, around which the search starts, where no budget bounds the widths."""
     reward: Literal["default", "paper", "share"] = "default"
