@@ -25,10 +25,11 @@ class ProblemConfig:
     """accuracy: the best score within the budgets; cost: the smallest cost within --max-drop."""
     budget: tuple[str, ...] = ()
     """Upper limits such as macs=0.5 (of the original's), size=100KB or bops=0.02; several may hold at once.
-    Costs: macs (or flops), params, size, bops, and latency on --target (latency=0.25 or latency=1.5ms); for
-    --task retrieval code=24 (bits of a code) and storage=100KB (network and --database). With
-    --goal accuracy and no budget: macs=0.5. A range such as macs=0.2..0.8 trains one agent for all budgets in
-    it, at --levels of them in turn."""
+    Costs: macs (or flops), params, size, bops, latency on --target (latency=0.25 or latency=1.5ms), and
+    nonzeros (weights that are not zero: single weights go, which makes nothing faster); for --task retrieval
+    code=24 (bits of a code) and storage=100KB (network and --database). With --goal accuracy and no budget:
+    macs=0.5. A range such as macs=0.2..0.8 trains one agent for all budgets in it, at --levels of them in
+    turn."""
     levels: int = 13
     """Budgets that a range is spread over, both ends included; each has a reference policy and a best one."""
     minimize: Literal["latency", "macs", "params", "size", "bops"] = "latency"
@@ -43,8 +44,8 @@ class ProblemConfig:
     the share that is won back of what the reference policy loses, as a range of budgets and several networks
     have it."""
     target: str = "openvino"
-    """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions, or
-    package.module:factory."""
+    """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions (an emulated
+    Cortex-A76), arm-instructions-a53, or package.module:factory."""
     width_multiple: int | None = None
     """Channel counts are multiples of this; the target's where latency counts, otherwise 1."""
     min_channels: int = 1
