@@ -16,6 +16,7 @@ from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
 from scripts.results_page import markdown_table, read_figures, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Setting, settings
+from scripts.search_page_goals import smallest, sparse
 from scripts.search_page_measured import proxies, ranking, speed, workers
 from scripts.search_plots import curves_png
 from scripts.search_rows import HEADLINE, NETWORKS, VARIANTS, plan
@@ -53,6 +54,8 @@ def main(options: SearchPage) -> None:
     parts += [
         *comparison(made),
         *variants(made),
+        *smallest(made),
+        *sparse(made),
         *ranking(made, options.images),
         *proxies(made),
         *speed(made),

@@ -26,6 +26,8 @@ SEEDS, FEW_SEEDS, MORE_SEEDS = ("0", "1", "2"), ("0", "1"), ("3", "4")
 TUNED = ("uniform", "random", "ddpg")
 TUNED_EPOCHS, HEADLINE_EPOCHS = 8, 15
 HEADLINE = ("resnet56", "0.5", "ddpg")
+REWARDS = ("default", "paper")
+"""What leads the searches for the smallest network within a drop."""
 SPEED_NETWORKS = ("resnet56", "mobilenet_v1")
 EVALUATIONS = 200
 
@@ -98,11 +100,12 @@ class Spec:
     """One row; fields that mean nothing for its part are empty.
 
     Attributes:
-        part: "table", "tuned", "headline", "ranking", "seconds", "proxy" or "workers".
+        part: "table", "tuned", "headline", "smallest", "fine-grained", "ranking", "seconds", "proxy" or
+            "workers".
         network, searcher: by name.
-        budget: fraction of the original's MACs, as text.
+        budget: fraction of the original's MACs, or of its weights for "fine-grained", as text.
         seed: of the search, as text.
-        variant: one of `VARIANTS`, where it is not the default.
+        variant: one of `VARIANTS`, where it is not the default; for "smallest" one of `REWARDS`.
     """
 
     part: str
@@ -137,6 +140,8 @@ def plan() -> list[Spec]:
         headline,
         *tuned("resnet20"),
         *tuned("resnet56"),
+        *(Spec("smallest", "resnet56", "", "ddpg", SEEDS[0], reward) for reward in REWARDS),
+        Spec("fine-grained", "resnet56", "0.2", "ddpg", SEEDS[0]),
         *(Spec("ranking", network) for network in RANKED),
         *speed,
         *variants("none"),
