@@ -234,6 +234,20 @@ def test_a_target_that_gains_nothing_from_integers_keeps_floats(monkeypatch: pyt
     assert set(forced.walk().reference_policy().values("weight_bits").values()) == {8}
 
 
+def test_a_profile_of_a_busy_machine_is_not_taken_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def doubts(notes: tuple[str, ...]) -> int:
+        return sum("too busy to calibrate formula" in note for note in notes)
+
+    assert doubts(make("latency=0.5").notes) == 0
+    monkeypatch.setattr(FormulaTarget, "profile", Profile(2, fast_bits=(32,), reliable=False))
+    assert doubts(make("latency=0.5", weight_bits=(8,), activation_bits=(8,)).notes) == 1
+    assert doubts(make("latency=0.5", "size=0.5").notes) == 1
+    assert doubts(make("macs=0.5").notes) == 0
+    begin(tmp_path / "run")
+    monkeypatch.setattr(FormulaTarget, "profile", Profile(2))
+    assert doubts(load(tmp_path / "run").problem.notes) == 1  # it goes on with what it began with
+
+
 def test_bits_that_bring_nothing_leave_with_a_note():
     made = make("latency=0.5", weight_bits=(4, 6, 8, 32), activation_bits=(8, 32))
     assert made.space.knobs[1].values(made.space.points[0], None) == (8, 32)
