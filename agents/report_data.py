@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from agents.latency_file import read_predictor
 from agents.log import EvaluationLog, Row
 from agents.run import LOG_FILE, OUTCOMES_FILE
 from agents.run_config import RunConfig, read_config, read_facts
@@ -14,6 +15,7 @@ from amc.costs.budget import parse_budget
 from amc.costs.symbolic import ALIASES
 from amc.errors import UserError
 from amc.files import read_json
+from envs.latency_budget import PredictorFigures
 from envs.reward import least_score
 
 ORIGINAL = "original"
@@ -53,6 +55,7 @@ class Record:
             (how many images score a policy).
         log: the evaluations so far; may be empty.
         outcomes: the content of `outcomes.json`; empty without one.
+        predictor: how good the latency predictor was; None where latency was not predicted.
     """
 
     folder: Path
@@ -60,6 +63,7 @@ class Record:
     facts: Mapping[str, Any]
     log: EvaluationLog
     outcomes: tuple[Figures, ...]
+    predictor: PredictorFigures | None
 
     @property
     def name(self) -> str:
@@ -183,7 +187,8 @@ def load_record(folder: Path) -> Record:
         UserError: it holds no run, or something in it is damaged.
     """
     config, log = read_config(folder), EvaluationLog(folder / LOG_FILE)
-    return Record(folder, config, read_facts(folder), log, _outcomes(folder / OUTCOMES_FILE))
+    outcomes, predictor = _outcomes(folder / OUTCOMES_FILE), read_predictor(folder)
+    return Record(folder, config, read_facts(folder), log, outcomes, predictor)
 
 
 def _outcomes(path: Path) -> tuple[Figures, ...]:

@@ -13,7 +13,14 @@ from agents.report_data import Figures, Record
 from agents.report_figures import best_policy_figure, curve_figure, scatter_figure, svg
 from agents.report_levels import level_cells, level_figure, level_verdict
 from agents.report_neighbours import neighbours_caption, neighbours_figure, neighbours_of
-from agents.report_settings import blocks_left_out, quantizers, rounds, scoring, searcher
+from agents.report_settings import (
+    blocks_left_out,
+    latency_predictor,
+    quantizers,
+    rounds,
+    scoring,
+    searcher,
+)
 from agents.report_text import (
     COST_NAMES,
     NO_BREAK,
@@ -72,6 +79,7 @@ def _asked(record: Record) -> str:
         "Network": source.model,
         "Data": source.data,
         "Target": f"{problem.target} {record.facts.get('target_version', '')}".strip(),
+        "Latency predictor": latency_predictor(record),
         "Quantizers": quantizers(record.config),
         "Searcher": searcher(record.config),
         "Search": f"{status(record)}{_spent(record)}",

@@ -3,6 +3,7 @@
 from agents.report_data import Record
 from agents.run_config import RunConfig
 from amc.quantization.registry import UNIFORM
+from envs.latency_budget import ENOUGH_POLICIES
 
 SCREENING = ("ddpg", "td3", "sac")
 """Searchers that rank candidates before one of them is evaluated."""
@@ -40,6 +41,18 @@ def quantizers(config: RunConfig) -> str:
     if names.weights == names.activations == UNIFORM:
         return ""
     return f"weights {names.weights}, activations {names.activations}"
+
+
+def latency_predictor(record: Record) -> str:
+    """What predicted the latencies of policies, and how far off it was; "" where nothing did."""
+    figures = record.predictor
+    if figures is None:
+        return ""
+    few = f", too few to be sure: fewer than {ENOUGH_POLICIES}" if figures.few else ""
+    return (
+        f"fitted to {figures.policies} measured random policies{few}; mean error on unseen ones "
+        f"{figures.mape:.1%}, margin below the budget {figures.margin:.1%}"
+    )
 
 
 def blocks_left_out(record: Record) -> str:

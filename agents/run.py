@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from agents.checkpoint import CHECKPOINT_FOLDER
-from agents.latency_file import read_latency, write_latency
+from agents.latency_file import MeasuredBefore, read_latency, write_latency
 from agents.log import EvaluationLog, Row
 from agents.outcome import ACTOR, Outcome, final_figures
 from agents.run_config import CONFIG_FILE, RunConfig, continued, read_config, read_facts, write_config
@@ -263,7 +263,8 @@ def start_run(
         check_new_folder(folder)  # again: another process may have taken the name in the meantime
         folder.mkdir(parents=True, exist_ok=True)
         if "latency" in config.problem.active_costs:
-            write_latency(folder, problem.target.profile, problem.baseline.samples)
+            before = MeasuredBefore(problem.target.profile, problem.baseline.samples)
+            write_latency(folder, before, problem.predictor_figures)
         write_config(folder, config, run_facts(problem))
     except BaseException:
         problem.close()

@@ -123,8 +123,8 @@ def _doubts(target: Target) -> tuple[str, ...]:
     if target.profile.reliable:
         return ()
     return (
-        f"The machine was too busy to calibrate {target.name}: which bits and which steps of channels pay may "
-        "be wrong, and a new run on a quieter machine finds out again.",
+        f"The machine was too busy to calibrate {target.name}: which bits and which steps of channels pay "
+        "may be wrong, and a new run on a quieter machine finds out again.",
     )
 
 

@@ -34,7 +34,7 @@ from amc.tasks.base import Task
 from envs.bits import make_knobs
 from envs.budget_range import case_name
 from envs.case_walk import CaseWalk
-from envs.latency_budget import Confirmation, LatencyBudget, check_unit, make_latency_budget
+from envs.latency_budget import Confirmation, LatencyBudget, PredictorFigures, check_unit, make_latency_budget
 from envs.operators import make_operator_knobs
 from envs.own_choices import code_costs, own_compressors
 from envs.problem_config import ProblemConfig, is_latency
@@ -97,6 +97,12 @@ class Problem:
         """What a resumed run needs to know of the uncompressed network."""
         samples = self.latency.samples if self.latency else ()
         return Baseline(self.original_score, dict(self.original_costs), tuple(samples))
+
+    @property
+    def predictor_figures(self) -> PredictorFigures | None:
+        """How well latencies near the budget are predicted; None where no budget bounds them."""
+        limits = [budget.limit for budget in self.budgets if budget.cost.name == "latency"]
+        return self.latency.figures(min(limits)) if self.latency and limits else None
 
     @property
     def live(self) -> frozenset[str]:

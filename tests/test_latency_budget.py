@@ -72,6 +72,14 @@ def test_time_means_nothing_where_instructions_are_counted(monkeypatch: pytest.M
         CompressionEnv(made).reset(options={"budget": "latency=1.5ms"})
 
 
+def test_few_policies_say_little_about_the_error(problem: Problem, monkeypatch: pytest.MonkeyPatch):
+    assert problem.latency is not None
+    assert "from 42 measured" in problem.notes[-1]
+    assert "Fewer than 100 policies say little about that error" in problem.notes[-1]
+    monkeypatch.setattr("envs.latency_budget.ENOUGH_POLICIES", 42)
+    assert "Fewer" not in problem.latency.note(problem.budgets[0].limit)
+
+
 def test_the_predictor_knows_the_formula(problem: Problem):
     assert problem.latency is not None and problem.latency.predictor.mape < 0.02
     assert target_of(problem).many == 14 and target_of(problem).single == 0
