@@ -20,6 +20,7 @@ from amc.targets.protocol import NOISE_FLOOR
 from envs.compression_env import CompressionEnv
 from envs.problem import Problem
 from envs.problem_config import ProblemConfig
+from scripts.latency_rows_search import search_figures
 from tests import formula_target
 from tests.formula_target import FAKE, SMALL, FormulaTarget, begin, make, target_of
 from tests.test_run import InterruptAt, call, config, load, same, start
@@ -149,6 +150,16 @@ def test_only_would_be_bests_are_measured_and_before_their_reward(tmp_path: Path
     assert best is not None and best.latency_source == "measured"
     # By so much less that a second measurement keeps it, too.
     assert best.costs["latency"] <= run.problem.budgets[0].limit / (1 + NOISE_FLOOR)
+
+
+def test_a_row_of_results_names_the_settings_that_its_search_had(tmp_path: Path):
+    """Not today's defaults: a run that is there already is read and not repeated."""
+    before = ProblemConfig(budget=("latency=0.3",), importance="l2", reconstruct="symmetric", **SMALL)
+    run = start(tmp_path / "run", replace(config(2), problem=before))
+    run.search()
+    found = search_figures(run)
+    assert (found["importance"], found["reconstruct"]) == ("l2", "symmetric")
+    assert found["test_accuracy_original"] == run.task.score(run.network.module, "test")
 
 
 def test_a_miss_is_penalised_is_not_the_best_and_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
