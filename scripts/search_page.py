@@ -17,7 +17,8 @@ from scripts.results_page import markdown_table, read_figures, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Setting, settings
 from scripts.search_page_goals import smallest, sparse
-from scripts.search_page_measured import proxies, ranking, speed, workers
+from scripts.search_page_measured import proxies, ranking
+from scripts.search_page_speed import speed, workers
 from scripts.search_plots import curves_png
 from scripts.search_rows import HEADLINE, NETWORKS, VARIANTS, plan
 from scripts.search_words import (

@@ -1,18 +1,15 @@
-"""Sections of the page of the search results that are not about searchers: proxies, speed, workers."""
+"""Sections of the page of the search results that are not about searchers: rankings and proxies."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from amc.files import write_atomically
-from envs.problem_config import ProblemConfig
 from scripts.results_page import markdown_table
 from scripts.results_runner import Row
 from scripts.search_plots import untuned_png
 
 UNTUNED = "untuned.png"
 NOTHING = "*Not measured yet.*"
-EFFICIENCY_GOAL, SECONDS_GOALS = 0.85, {"resnet56": 0.6, "mobilenet_v1": 1.2}
-"""For MobileNet-V1 a tenth of what the authors' code takes."""
 
 
 def ranking(rows: Sequence[Row], images: Path) -> list[str]:
@@ -76,51 +73,6 @@ def interval(found: dict[str, float | None]) -> str:
     if found["value"] is None:
         return "none"
     return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
-
-
-def speed(rows: Sequence[Row]) -> list[str]:
-    """Seconds an evaluation."""
-    title = "## Seconds per evaluation"
-    lines = [speed_line(row) for row in rows if row["part"] == "seconds"]
-    if not lines:
-        return [title, NOTHING]
-    return [
-        title,
-        markdown_table(["network", "refitted", "seconds", "goal", "verdict"], lines),
-        command("seconds/*"),
-    ]
-
-
-def speed_line(row: Row) -> list[str]:
-    """One network's evaluation against its goal."""
-    seconds, goal = row["seconds_per_evaluation"], SECONDS_GOALS[row["network"]]
-    return [
-        row["network"],
-        row.get("variant") or ProblemConfig().reconstruction,
-        f"{seconds:.2f}",
-        f"{goal:.1f}",
-        "met" if seconds <= goal else "**missed**",
-    ]
-
-
-def workers(rows: Sequence[Row]) -> list[str]:
-    """Efficiency of several workers."""
-    title = "## More cores"
-    lines = [
-        [
-            row["network"],
-            str(row["workers"]),
-            f"{row['efficiency']:.2f}",
-            f"{row['load']:.1f}",
-            "met" if row["efficiency"] >= EFFICIENCY_GOAL else "**missed**",
-        ]
-        for row in rows
-        if row["part"] == "workers"
-    ]
-    if not lines:
-        return [title, NOTHING]
-    headings = ["network", "workers", "efficiency against one", "load before", f"goal {EFFICIENCY_GOAL}"]
-    return [title, markdown_table(headings, lines), command("workers/*")]
 
 
 def command(pattern: str) -> str:

@@ -76,11 +76,12 @@ def evaluation_row(options: SearchResults, spec: Spec) -> Figures:
     out.parent.mkdir(parents=True, exist_ok=True)
     benchmark_evaluation.main(settings)
     found: Any = read_json(out)
-    kept = ("workers", "threads", "phases", "in_process", "one_worker", "load", "reward_images")
+    kept = ("workers", "threads", "phases", "in_process", "one_worker", "all_workers", "load")
+    images = ("reward_images", "calibration_images")
     return {
         "seconds_per_evaluation": min(found["all_workers"], found["in_process"]),
         "efficiency": found["worker_efficiency"],
-        **{key: found[key] for key in kept},
+        **{key: found[key] for key in (*kept, *images)},
     }
 
 

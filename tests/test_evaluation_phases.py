@@ -1,4 +1,4 @@
-"""Where the time of an evaluation goes: parts of what the evaluator really does, which add up to the whole."""
+"""Where the time of an evaluation goes: parts of what the evaluator really does, and no more."""
 
 from collections.abc import Callable
 from typing import Any
