@@ -134,7 +134,7 @@ class ChannelPruning:
         self.knob = knob or WidthKnob()
         self.knobs: tuple[Knob, ...] = (self.knob,)
 
-    def refitting(self, reconstruction: Reconstruction) -> "ChannelPruning":
+    def refitting(self, reconstruction: Reconstruction | None) -> "ChannelPruning":
         """The same channels, refitted in another way."""
         return ChannelPruning(self.ranking, self.knob, reconstruction)
 

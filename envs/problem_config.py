@@ -15,6 +15,7 @@ from envs.budget_range import is_range, spread
 DEFAULT_BUDGET = "macs=0.5"
 
 Reference = Literal["auto", "balanced", "uniform"]
+Reconstruct = Literal["auto", "none", "symmetric", "asymmetric"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class ProblemConfig:
     """Where searches start and rewards count from: at about the same predicted error in all layers (balanced,
     which needs --importance obs and no --operators), or at one keep ratio for all (uniform); by default at
     whichever scores better."""
-    reconstruct: Literal["auto", "none", "symmetric", "asymmetric"] = "auto"
+    reconstruct: Reconstruct = "auto"
     """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
     inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric,
     which takes longer for every policy, and loses far less). Asymmetric, and with --operators symmetric."""
