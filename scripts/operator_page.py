@@ -54,7 +54,8 @@ def overview(rows: Rows) -> str:
     hours = sum(row["seconds"] for row in rows.values()) / 3600
     return (
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
-        "`python -m scripts.operator_results --data-root FOLDER --resnet56 FILE` makes the missing ones, and "
+        "`python -m scripts.operator_results --data-root FOLDER --resnet56 FILE` makes the missing ones "
+        "(with `--again` the measured ones too), and "
         "each row in `operators.json` names its own command."
     )
 

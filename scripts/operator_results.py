@@ -50,7 +50,7 @@ def main(options: OperatorResults) -> None:
         summary=lambda rows: summary(options, rows),
         prepare=lambda missing: prepare(options, missing),
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def prepare(options: OperatorResults, missing: list[Spec]) -> list[Spec]:

@@ -8,6 +8,7 @@ from agents.config import AgentConfig, SearchConfig
 from agents.run_config import RunConfig, SourceConfig
 from amc.decomposition.filter_groups import FilterGroups
 from envs.problem_config import ProblemConfig
+from scripts.results_runner import RowOptions
 
 CHOICE, FIXED, CLUSTERS = "choice", "fixed", "clusters"
 NETWORKS = ("resnet56", "vgg16")
@@ -29,13 +30,11 @@ CODEBOOKS = ((32, 8), (64, 1), (256, 1))
 
 
 @dataclass(frozen=True)
-class OperatorResults:
-    """Options; rows that the output already has are not made again."""
+class OperatorResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'choice/resnet56/macs/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = Path("docs/results/operators.json")
     """Figures file; the page lies beside it. Every finished row is written at once."""
     runs: Path = Path("runs/operators")

@@ -102,7 +102,8 @@ def overview(rows: Rows) -> list[str]:
         "searchers that were best on ResNet-20 search with one seed. Searches under MACs are those of the "
         "[search table](search.md) where it has them.",
         f"{done} of {len(planned)} rows are measured; those took {hours:.1f} hours of one core. "
-        "`python -m scripts.searcher_results` makes the missing ones, with `--data-root`, `--weights-dir` "
+        "`python -m scripts.searcher_results` makes the missing ones "
+        "(with `--again` the measured ones too), with `--data-root`, `--weights-dir` "
         "and `--weights-56`; `python -m scripts.searcher_page` writes this page from them.",
     ]
 

@@ -25,7 +25,7 @@ from scripts.searcher_rows import SearcherResults, Spec, command, plan, run_fold
 def main(options: SearcherResults) -> None:
     """Make the missing rows of the comparison, in order; may be cut anywhere and repeated."""
     rows = runner(options)
-    rows.run(rows.chosen(plan(rows.rows()), options.only), options.list)
+    rows.run(rows.chosen(plan(rows.rows()), options.only), options)
 
 
 def runner(options: SearcherResults) -> Runner[Spec]:

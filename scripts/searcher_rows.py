@@ -27,7 +27,7 @@ BEST = 3
 
 @dataclass(frozen=True)
 class SearcherResults(SearchResults):
-    """Options; rows that the output already has are not made again."""
+    """Options; rows that the output already has are made again only with --again."""
 
     out: Path = Path("docs/results/searchers.json")
     """Figures file; every finished row is written at once. Several calls may write to it side by side."""
