@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.latency_file import read_predictor
 from agents.log import EvaluationLog, Row
+from agents.report_rounds import Round, read_rounds
 from agents.run import LOG_FILE, OUTCOMES_FILE
 from agents.run_config import RunConfig, read_config, read_facts
 from amc.costs.budget import parse_budget
@@ -56,6 +57,7 @@ class Record:
         log: the evaluations so far; may be empty.
         outcomes: the content of `outcomes.json`; empty without one.
         predictor: how good the latency predictor was; None where latency was not predicted.
+        rounds: those that a cooled search has begun; empty for a search without rounds.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Record:
     log: EvaluationLog
     outcomes: tuple[Figures, ...]
     predictor: PredictorFigures | None
+    rounds: tuple[Round, ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,13 +96,31 @@ class Record:
 
     @property
     def reference(self) -> str:
-        """What the policy is called that searches start from and rewards count from."""
-        return str(self.facts.get("reference", "uniform"))
+        """What the policy is called that searches start from and rewards count from, in the latest round."""
+        return self.rounds[-1].reference if self.rounds else str(self.facts.get("reference", "uniform"))
 
     @property
     def first(self) -> Row | None:
-        """The reference policy under the budgets of the best one: the first evaluation made for them."""
-        return self.log.first(self.best.case) if self.best else None
+        """The reference policy under the budgets of the best one: the first evaluation made for them.
+
+        In a cooled search that of the latest round: the rounds before have other budgets.
+        """
+        return self._first(self.best.case) if self.best else None
+
+    def _first(self, case: str) -> Row:
+        return self.log.rows[self.round_start] if self.rounds else self.log.first(case)
+
+    @property
+    def round_start(self) -> int:
+        """Index of the row with which the latest round begins; 0 for a search without rounds."""
+        return self.rounds[-1].start if self.rounds else 0
+
+    @property
+    def misses(self) -> bool:
+        """Whether even the best policy misses a budget; the final ones bind the last round alone."""
+        cooling = self.config.cooling
+        early = cooling.is_on and len(self.rounds) < cooling.rounds
+        return self.best is not None and not self.best.feasible and not early
 
     @property
     def best(self) -> Row | None:
@@ -122,7 +143,7 @@ class Record:
         if self.outcomes and not self.outdated:
             return self.outcomes
         log, cases = self.log, self.log.cases or ([""] if self.log.rows else [])
-        rows = [{self.reference: log.first(case), self.algorithm: log.best(case)} for case in cases]
+        rows = [{self.reference: self._first(case), self.algorithm: log.best(case)} for case in cases]
         logged = [
             Figures(name, row.score, None, row.costs, row.case)
             for here in rows
@@ -188,7 +209,8 @@ def load_record(folder: Path) -> Record:
     """
     config, log = read_config(folder), EvaluationLog(folder / LOG_FILE)
     outcomes, predictor = _outcomes(folder / OUTCOMES_FILE), read_predictor(folder)
-    return Record(folder, config, read_facts(folder), log, outcomes, predictor)
+    rounds = read_rounds(folder, len(log)) if config.cooling.is_on else ()
+    return Record(folder, config, read_facts(folder), log, outcomes, predictor, rounds)
 
 
 def _outcomes(path: Path) -> tuple[Figures, ...]:

@@ -30,9 +30,20 @@ def rounds(config: RunConfig) -> str:
 
 
 def scoring(config: RunConfig) -> str:
-    """When a policy is scored: before any training, or after a moment of it."""
-    steps = config.problem.tune_steps
-    return f"after {steps:,} steps of training and before fine-tuning" if steps else "before fine-tuning"
+    """When a policy is scored: before any training, after a moment of it, or between rounds of it."""
+    steps, cooling = config.problem.tune_steps, config.cooling
+    said = f"after {steps:,} steps of training and before" if steps else "before"
+    if not (cooling.is_on and cooling.rounds > 1 and cooling.round_epochs):
+        return f"{said} fine-tuning"
+    return (
+        f"{said} a last fine-tuning, in a network that is fine-tuned for {epochs_text(cooling.round_epochs)} "
+        "between rounds"
+    )
+
+
+def epochs_text(epochs: int) -> str:
+    """As `1 epoch` or `2 epochs`."""
+    return f"{epochs} epoch{'s' if epochs != 1 else ''}"
 
 
 def quantizers(config: RunConfig) -> str:

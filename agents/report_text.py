@@ -108,9 +108,9 @@ def verdict(record: Record) -> list[str]:
     """What was gained over the reference policy and the original, in sentences that do not flatter."""
     if record.best is None or record.first is None:
         return ["Nothing has been evaluated yet."]
-    if not record.best.feasible:
+    if record.misses:
         first = _miss_verdict(record)
-    elif record.best.index == 0:
+    elif record.best.index == record.first.index:
         first = f"No policy beat the {record.reference} one in {_evaluations(record)}."
     elif record.config.problem.goal == "accuracy":
         first = _score_verdict(record)
@@ -120,7 +120,7 @@ def verdict(record: Record) -> list[str]:
 
 
 def _evaluations(record: Record) -> str:
-    count = len(record.log)
+    count = len(record.log) - record.round_start
     return f"{count:,} evaluation{'s' if count != 1 else ''}"
 
 
