@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scripts.main_job import standard_error
 from scripts.results_runner import Row
-from scripts.search_rows import BUDGETS, EVALUATIONS, FIXED, NETWORKS, SEARCHERS, VARIANTS
+from scripts.search_rows import BUDGETS, EVALUATIONS, FIXED, NETWORKS, ONE_SEED, SEARCHERS, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ class Setting:
     def difference(self, one: str, other: str, figure: str = "reward_accuracy") -> Difference | None:
         """How much better `one` is than `other`; None where no seed has both.
 
-        A rule has one policy, which every seed of the other is compared with.
+        What draws nothing has one policy, which every seed of the other is compared with.
         """
         ours, theirs = self.finals(one, figure), self.finals(other, figure)
-        if other in FIXED:
+        if other in ONE_SEED:
             theirs = dict.fromkeys(ours, *theirs.values()) if theirs else {}
+        elif one in ONE_SEED:
+            ours = dict.fromkeys(theirs, *ours.values()) if ours else {}
         both = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if not both:
             return None

@@ -31,6 +31,8 @@ RANKED = ("resnet20", "resnet56", "vgg16-quarter")
 BUDGETS = ("0.5", "0.3")
 FIXED = ("uniform", "shallow", "deep", "balanced")
 """Searchers that follow a rule: they draw nothing, so one seed says all, and end after few evaluations."""
+ONE_SEED = (*FIXED, "greedy")
+"""Searchers that draw nothing."""
 SEARCHERS = (*FIXED, "random", "evolution", "bayes", "ddpg")
 SEEN_SEARCHERS = (*FIXED, "random", "bayes", "ddpg")
 """For the network that costs most."""
