@@ -97,7 +97,8 @@ def rounds_figure(record: Record) -> Figure:
         if start:
             axes.axvline(start + 0.5, color=GREY, linewidth=1, linestyle=":")
         corner = axes.get_xaxis_transform()
-        axes.text(start + 0.6, 0.02, f"round {here.number}", transform=corner, fontsize=8, color=GREY)
+        text = f"round {here.number}"
+        axes.text(start + 0.6, 0.98, text, transform=corner, va="top", fontsize=8, color=GREY)
     axes.set_xlabel("evaluations")
     axes.set_ylabel(f"{record.score_name}, reward split (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
