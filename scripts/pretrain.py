@@ -36,8 +36,8 @@ class Pretrain:
     model: str = "digitsnet"
     """Network to train: a name (a wrong one is answered with the list) or package.module:factory."""
     data: str = "digits"
-    """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory; with
-    boxes: shapes, voc."""
+    """Images: digits, cifar10, voc-crops (objects of data in VOC's layout), a folder with train/<class>/ and
+    val/<class>/, or package.module:factory; with boxes: shapes, voc."""
     task: str = "classification"
     """Loss and score: classification, detection, retrieval (networks named as in digitsnet-pqn24), or
     package.module:factory."""
@@ -45,7 +45,7 @@ class Pretrain:
     """Folder that holds cifar-10-batches-py, or data in VOC's layout."""
     side: int | None = None
     """Height and width in pixels for data that can be resized: digits (32 by default), folders (224),
-    shapes (64), voc (the width, 128)."""
+    shapes (64), voc-crops (64), voc (the width, 128)."""
     epochs: int = 16
     """Passes over the training images."""
     batch_size: int = 64
