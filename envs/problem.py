@@ -27,6 +27,7 @@ from amc.pruning.block_importance import deepest_blocks
 from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
 from amc.pruning.reconstruction import SymmetricReconstruction
 from amc.recovery.brief_tuning import BriefTuning
+from amc.scattering import expansion_notes
 from amc.space import Space
 from amc.targets import Target, get_target
 from amc.targets.meter import LatencyMeter
@@ -234,6 +235,7 @@ def build_problem(
     network = trace(task.traced(model), task.example_input(), config.freeze)
     choices, notes = _choices(network, task, config, target)
     notes += reward_notes(config)
+    notes += expansion_notes(network.module)
     space = choices.space
     costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
     costs |= code_costs(space, costs, config)

@@ -3,18 +3,17 @@
 import io
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from agents.figures import operator_color
 from amc.policy import ORIGINAL_OPERATOR
-from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, plan
-from scripts.results_page import markdown_table
+from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, SCATTERING, plan
+from scripts.operator_scattering_page import scattering_section
+from scripts.results_page import Table, shown
 from scripts.results_runner import Row, Rows
 
-Table = list[dict[str, Any]]
 GREY = "#8a8f98"
 
 
@@ -26,8 +25,9 @@ def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
         "fixed": fixed_table([row for row in everything if row["part"] == FIXED]),
         "clusters": cluster_table([row for row in everything if row["part"] == CLUSTERS]),
     }
+    scattering, section = scattering_section([row for row in everything if row["part"] == SCATTERING])
     unreachable = [f"- {name}: {row['unreachable']}" for name, row in rows.items() if "unreachable" in row]
-    return tables, [
+    return tables | scattering, [
         "# Operators",
         overview(rows),
         "## The agent chooses the operator",
@@ -45,6 +45,7 @@ def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
         "All kernels of more than one element share the centroids, without any training; "
         "`calibrated` has its batch-norm statistics re-estimated on 1,000 images.",
         shown(tables["clusters"]),
+        *section,
         *(["## Out of reach", "\n".join(unreachable)] if unreachable else []),
     ]
 
@@ -54,9 +55,11 @@ def overview(rows: Rows) -> str:
     hours = sum(row["seconds"] for row in rows.values()) / 3600
     return (
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
-        "`python -m scripts.operator_results --data-root FOLDER --resnet56 FILE` makes the missing ones "
-        "(with `--again` the measured ones too), and "
-        "each row in `operators.json` names its own command."
+        "`python -m scripts.operator_results --data-root FOLDER --resnet20 FILE --resnet56 FILE --voc-root "
+        "FOLDER` makes the missing ones (with `--again` the measured ones too): the folder that holds cifar-10-batches-py, the common weights of "
+        "both networks for CIFAR-10, and BCCD in VOC's layout. VGG-16-BN is the one in `docs/weights`, of a "
+        "quarter of its channels; `--vgg16` and `--vgg16-width` take another. Each row in `operators.json` "
+        "names its own command."
     )
 
 
@@ -116,14 +119,6 @@ def cluster_table(rows: Sequence[Row]) -> Table:
         }
         for row in rows
     ]
-
-
-def shown(table: Table) -> str:
-    """A Markdown table, or that there is none yet."""
-    if not table:
-        return "*Not measured yet.*"
-    columns = list(dict.fromkeys(name for row in table for name in row))
-    return markdown_table(columns, [[row.get(name, "") for name in columns] for row in table])
 
 
 def percent(share: float) -> str:

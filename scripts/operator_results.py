@@ -28,6 +28,7 @@ from scripts.operator_rows import (
     CHOICE,
     CLUSTERS,
     FIXED,
+    SCATTERING,
     OperatorResults,
     Spec,
     configuration,
@@ -35,6 +36,7 @@ from scripts.operator_rows import (
     run_folder,
     source,
 )
+from scripts.operator_scattering import scattering_row
 from scripts.results_page import write_page
 from scripts.results_runner import Row, Rows, Runner
 from scripts.results_runs import Unreachable, recipe, searched, tuned_folder
@@ -61,7 +63,8 @@ def prepare(options: OperatorResults, missing: list[Spec]) -> list[Spec]:
     """
     if min(options.threads, options.evaluations, options.epochs) < 1:
         raise UserError("--threads, --evaluations and --epochs must be at least 1.")
-    absent = sorted({spec.network for spec in missing if not options.weights(spec.network).is_file()})
+    needing = {spec.network for spec in missing if spec.part != SCATTERING}
+    absent = sorted(network for network in needing if not options.weights(network).is_file())
     for network in absent:
         weights = options.weights(network)
         print(f"{network} is skipped: there is no {weights}; pass --{network}.", file=sys.stderr)
@@ -196,7 +199,7 @@ def cluster_row(options: OperatorResults, spec: Spec) -> Row:
     return {**found, "test_calibrated": task.score(clustered, "test")}
 
 
-MAKERS = {CHOICE: choice_row, FIXED: fixed_row, CLUSTERS: cluster_row}
+MAKERS = {CHOICE: choice_row, FIXED: fixed_row, CLUSTERS: cluster_row, SCATTERING: scattering_row}
 
 
 def summary(options: OperatorResults, rows: Rows) -> dict[str, Any]:

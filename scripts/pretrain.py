@@ -18,6 +18,7 @@ from amc.errors import UserError
 from amc.models import build_model, load_weights, save_weights
 from amc.models.weights import Store
 from amc.precision import Precision, computes_in_bfloat16, loss_in_bfloat16
+from amc.scattering import expansion_notes
 from amc.tasks import ClassificationTask, ModelCheck, Task, load_task
 from amc.training import Epoch, Loss, Recipe, cross_entropy, device_of, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
@@ -109,6 +110,8 @@ def main(options: Pretrain) -> None:
     data = load_data(options.data, options.data_root, options.side)
     task = load_task(options.task, data)
     model = build(options, task).to(device)
+    for note in expansion_notes(model):
+        print(note)
     start, momentum = (
         load_checkpoint(options.checkpoint, model, options.settings) if options.resume else (0, {})
     )

@@ -1,14 +1,19 @@
 """The plan and the page of the operator results."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from amc.costs.symbolic import symbolic_costs
+from amc.data import load_data
 from amc.errors import UserError
 from amc.network import Network
 from amc.policy_check import check_policy
+from amc.training import Recipe
+from scripts import operator_scattering
 from scripts.operator_page import drawing_png, page
 from scripts.operator_results import grouped_by_depth, main
 from scripts.operator_rows import BY_DEPTH, FIXED, JOINT, OperatorResults, Spec, configuration, plan
@@ -78,6 +83,36 @@ def test_the_page_shows_means_over_seeds_and_what_is_out_of_reach():
     assert "- c: too small" in text and "layers.png" in text and "*Not measured yet.*" in text
     png = drawing_png(list(rows.values()))
     assert png is not None and png.startswith(b"\x89PNG")
+
+
+def test_hybrids_are_compared_with_their_twins_on_pixels():
+    def row(front: str, macs: float, test: float) -> dict:
+        about = Spec("scattering", f"{front}_resnet_j3", "voc-crops").to_json()
+        ratio = 2.56 if front == "scattering" else None
+        figures = {"side": 64, "macs": macs, "stage_macs": 1e6, "test": test, "commonest": 0.85}
+        return {**about, **figures, "compression": ratio, "seconds": 1.0}
+
+    rows = {"a": row("scattering", 5e6, 0.9), "b": row("strided", 4e6, 0.95)}
+    tables, parts = page(rows, None)
+    (line,) = tables["scattering"]
+    assert (line["input ratio"], line["saved"], line["twin's accuracy"]) == ("2.56", "-25%", "95.00%")
+    assert any("6 % *more* numbers" in part for part in parts)
+    names = [spec.name for spec in plan() if spec.part == "scattering"]
+    assert len(names) == 9 and "scattering/scattering_resnet_j3/cifar10/agent" in names
+
+
+def test_a_scattering_row_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("kymatio.scattering2d.filter_bank")
+    digits = load_data("digits")
+    few = {name: digits.split(name).take(torch.arange(64)) for name in ("train", "reward", "test")}
+    monkeypatch.setattr(operator_scattering, "load_data", lambda *_: replace(digits, **few, _normalised={}))
+    monkeypatch.setattr(operator_scattering, "WIDTH", 0.125)
+    monkeypatch.setitem(operator_scattering.RECIPES, "cifar10", Recipe(epochs=1))
+    options = OperatorResults(runs=tmp_path)
+    found = operator_scattering.scattering_row(options, Spec("scattering", "scattering_resnet_j2", "cifar10"))
+    assert found["compression"] == pytest.approx(16 / 17) and 0 < found["stage_macs"] < found["macs"]
+    assert 0 < found["test"] <= 1 and found["commonest"] >= 0.1
+    assert (tmp_path / "scattering-scattering_resnet_j2-cifar10.safetensors").is_file()
 
 
 def test_missing_weights_are_refused_in_one_sentence(tmp_path: Path):
