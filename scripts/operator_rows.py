@@ -10,7 +10,7 @@ from amc.decomposition.filter_groups import FilterGroups
 from envs.problem_config import ProblemConfig
 from scripts.results_runner import RowOptions
 
-CHOICE, FIXED, CLUSTERS, SCATTERING = "choice", "fixed", "clusters", "scattering"
+CHOICE, FIXED, CLUSTERS, SCATTERING, SECONDS = "choice", "fixed", "clusters", "scattering", "seconds"
 NETWORKS = ("resnet56", "vgg16")
 SEEDS = (0, 1, 2)
 EVALUATIONS, EPOCHS = 100, 15
@@ -76,9 +76,9 @@ class Spec:
     """One row.
 
     Attributes:
-        part: "choice", "fixed", "clusters" or "scattering".
+        part: "choice", "fixed", "clusters", "scattering" or "seconds".
         network: by name.
-        setting: the bounded cost of a choice, the share of MACs of a fixed compression, the codebook's
+        setting: the bounded cost of a choice or of the evaluations that are timed, the share of MACs of a fixed compression, the codebook's
             "centroids x poses", the images of a scattering row.
         arm: what may replace layers; `SCATTERED` where the agent compresses a hybrid.
         seed: of a search, as text.
@@ -116,7 +116,8 @@ def plan() -> list[Spec]:
         for seed in SEEDS
         for arm in (JOINT, PRUNING, *ALONE[cost])
     ]
-    return [*books, *scattering_plan(), *fixed, *choices]
+    seconds = [Spec(SECONDS, network, "size") for network in NETWORKS]
+    return [*books, *seconds, *scattering_plan(), *fixed, *choices]
 
 
 def scattering_plan() -> list[Spec]:
@@ -150,7 +151,15 @@ def configuration(options: OperatorResults, spec: Spec) -> RunConfig:
     known = {JOINT: ALONE.get(spec.setting, ()), PRUNING: (), BY_DEPTH: (FilterGroups.name,)}
     operators = known.get(spec.arm, (spec.arm,))
     keep = ProblemConfig().min_keep if spec.arm in (JOINT, PRUNING) else 1.0
-    problem = ProblemConfig(budget=(budget,), target=options.target, operators=operators, min_keep=keep)
+    # By default a search without operators starts better and refits better, which would be all one sees.
+    problem = ProblemConfig(
+        budget=(budget,),
+        target=options.target,
+        operators=operators,
+        min_keep=keep,
+        reconstruct="symmetric",
+        reference="uniform",
+    )
     if fixed:
         return RunConfig(
             source(options, spec.network),

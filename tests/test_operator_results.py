@@ -12,12 +12,14 @@ from amc.data import load_data
 from amc.errors import UserError
 from amc.network import Network
 from amc.policy_check import check_policy
+from amc.tasks import ClassificationTask
 from amc.training import Recipe
-from scripts import operator_scattering
+from scripts import operator_results, operator_scattering
 from scripts.operator_page import drawing_png, page
 from scripts.operator_results import grouped_by_depth, main
 from scripts.operator_rows import BY_DEPTH, FIXED, JOINT, OperatorResults, Spec, configuration, plan
 from tests.operator_pieces import space_of
+from tests.test_run import tiny_data, tiny_model
 
 LAYERS = [
     {"layer": "conv1", "operator": "original", "amount": None, "keep": 0.5, "weight_bits": 6},
@@ -49,6 +51,9 @@ def test_arms_differ_in_what_they_may_do():
         "pruning": ((), 0.1),
         "filter-groups": (("filter-groups",), 1.0),
     }
+    for arm in (JOINT, "pruning", "filter-groups"):
+        problem = configuration(options, Spec("choice", "resnet56", "macs", arm, "1")).problem
+        assert problem.reconstruction == "symmetric" and not problem.balanced
     fixed = configuration(options, Spec(FIXED, "resnet56", "0.25", "channel-svd"))
     assert fixed.problem.budget == ("macs=0.25",) and fixed.agent.algorithm == "uniform"
 
@@ -113,6 +118,30 @@ def test_a_scattering_row_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["compression"] == pytest.approx(16 / 17) and 0 < found["stage_macs"] < found["macs"]
     assert 0 < found["test"] <= 1 and found["commonest"] >= 0.1
     assert (tmp_path / "scattering-scattering_resnet_j2-cifar10.safetensors").is_file()
+
+
+def test_the_page_says_whether_claims_hold():
+    def book(setting: str, calibrated: float) -> dict:
+        figures = {"index_bits": 8, "weight_error": 0.2, "test_original": 0.9, "test_raw": 0.2}
+        about = Spec("clusters", "resnet20", setting).to_json()
+        return {**about, **figures, "test_calibrated": calibrated, "seconds": 1.0}
+
+    def seconds(ratio: float) -> dict:
+        about = Spec("seconds", "resnet56", "size").to_json()
+        return {**about, "budget": "size=0.08", "evaluations": 2, "plain": 1.0, "with_operators": ratio}
+
+    rows = {"a": book("32x8", 0.8), "b": book("64x1", 0.7), "c": {**seconds(1.6), "seconds": 3.2}}
+    tables, parts = page(rows, None)
+    assert any("It holds: +10.00 points" in part for part in parts)
+    assert tables["seconds"][0]["below 1.5"] == "no" and tables["clusters"][0]["expected"] == "81.30%"
+    assert not any("Claim" in part for part in page({"a": rows["a"]}, None)[1])
+
+
+def test_seconds_are_measured_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    task = ClassificationTask(tiny_data())
+    monkeypatch.setattr(operator_results, "load_source", lambda _: (tiny_model(), task))
+    found = operator_results.seconds_row(OperatorResults(evaluations=2), Spec("seconds", "resnet56", "size"))
+    assert found["evaluations"] == 2 and min(found["plain"], found["with_operators"]) > 0
 
 
 def test_missing_weights_are_refused_in_one_sentence(tmp_path: Path):
