@@ -78,8 +78,8 @@ class Spec:
     Attributes:
         part: "choice", "fixed", "clusters", "scattering" or "seconds".
         network: by name.
-        setting: the bounded cost of a choice or of the evaluations that are timed, the share of MACs of a fixed compression, the codebook's
-            "centroids x poses", the images of a scattering row.
+        setting: the bounded cost of a choice or of the evaluations that are timed, the share of MACs of a
+            fixed compression, the codebook's "centroids x poses", the images of a scattering row.
         arm: what may replace layers; `SCATTERED` where the agent compresses a hybrid.
         seed: of a search, as text.
     """
