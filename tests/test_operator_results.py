@@ -113,11 +113,11 @@ def test_a_scattering_row_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(operator_scattering, "load_data", lambda *_: replace(digits, **few, _normalised={}))
     monkeypatch.setattr(operator_scattering, "WIDTH", 0.125)
     monkeypatch.setitem(operator_scattering.RECIPES, "cifar10", Recipe(epochs=1))
-    options = OperatorResults(runs=tmp_path)
+    options = OperatorResults(runs=tmp_path / "runs")
     found = operator_scattering.scattering_row(options, Spec("scattering", "scattering_resnet_j2", "cifar10"))
     assert found["compression"] == pytest.approx(16 / 17) and 0 < found["stage_macs"] < found["macs"]
     assert 0 < found["test"] <= 1 and found["commonest"] >= 0.1
-    assert (tmp_path / "scattering-scattering_resnet_j2-cifar10.safetensors").is_file()
+    assert (options.runs / "scattering-scattering_resnet_j2-cifar10.safetensors").is_file()
 
 
 def test_the_page_says_whether_claims_hold():
