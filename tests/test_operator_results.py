@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents import source
 from amc.costs.symbolic import symbolic_costs
 from amc.data import load_data
 from amc.errors import UserError
@@ -17,7 +18,16 @@ from amc.training import Recipe
 from scripts import operator_results, operator_scattering
 from scripts.operator_page import drawing_png, page
 from scripts.operator_results import grouped_by_depth, main
-from scripts.operator_rows import BY_DEPTH, FIXED, JOINT, OperatorResults, Spec, configuration, plan
+from scripts.operator_rows import (
+    BY_DEPTH,
+    FIXED,
+    JOINT,
+    SCATTERED,
+    OperatorResults,
+    Spec,
+    configuration,
+    plan,
+)
 from tests.operator_pieces import space_of
 from tests.test_run import tiny_data, tiny_model
 
@@ -106,18 +116,27 @@ def test_hybrids_are_compared_with_their_twins_on_pixels():
     assert len(names) == 9 and "scattering/scattering_resnet_j3/cifar10/agent" in names
 
 
-def test_a_scattering_row_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_scattering_row_is_trained_and_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("kymatio.scattering2d.filter_bank")
-    digits = load_data("digits")
+    digits = load_data("digits", side=16)
     few = {name: digits.split(name).take(torch.arange(64)) for name in ("train", "reward", "test")}
-    monkeypatch.setattr(operator_scattering, "load_data", lambda *_: replace(digits, **few, _normalised={}))
+    for module in (operator_scattering, source):
+        monkeypatch.setattr(module, "load_data", lambda *_: replace(digits, **few, _normalised={}))
     monkeypatch.setattr(operator_scattering, "WIDTH", 0.125)
     monkeypatch.setitem(operator_scattering.RECIPES, "cifar10", Recipe(epochs=1))
-    options = OperatorResults(runs=tmp_path / "runs")
-    found = operator_scattering.scattering_row(options, Spec("scattering", "scattering_resnet_j2", "cifar10"))
+    options = OperatorResults(runs=tmp_path / "runs", evaluations=2)
+    spec = Spec("scattering", "scattering_resnet_j2", "cifar10")
+    found = operator_scattering.scattering_row(options, spec)
     assert found["compression"] == pytest.approx(16 / 17) and 0 < found["stage_macs"] < found["macs"]
     assert 0 < found["test"] <= 1 and found["commonest"] >= 0.1
     assert (options.runs / "scattering-scattering_resnet_j2-cifar10.safetensors").is_file()
+    compressed = operator_scattering.scattering_row(options, replace(spec, arm=SCATTERED))
+    assert compressed["test_original"] == found["test"] and compressed["evaluations"] == 2
+    assert compressed["size_share"] <= 0.1 and compressed["macs_share"] < 1
+    (line,) = page({"a": {**replace(spec, arm=SCATTERED).to_json(), **compressed, "seconds": 1.0}}, None)[0][
+        "scattering_agent"
+    ]
+    assert line["J"] == 2 and line["budget"] == "size=0.1"
 
 
 def test_the_page_says_whether_claims_hold():
