@@ -71,7 +71,8 @@ def overview(rows: Rows) -> str:
     return (
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
         "`python -m scripts.operator_results --data-root FOLDER --resnet20 FILE --resnet56 FILE --voc-root "
-        "FOLDER` makes the missing ones (with `--again` the measured ones too): the folder that holds cifar-10-batches-py, the common weights of "
+        "FOLDER` makes the missing ones (with `--again` the measured ones too): the folder that holds "
+        "cifar-10-batches-py, the common weights of "
         "both networks for CIFAR-10, and BCCD in VOC's layout. VGG-16-BN is the one in `docs/weights`, of a "
         "quarter of its channels; `--vgg16` and `--vgg16-width` take another. Each row in `operators.json` "
         "names its own command."
