@@ -123,9 +123,21 @@ def test_the_tables_hold_one_object_a_row(tmp_path: Path):
     assert "quantization_bits.png" in drawn[1] and (tmp_path / "quantization_bits.png").exists()
 
 
-def test_the_anchor_of_value_aware_quantization():
+def test_the_anchor_of_value_aware_quantization(monkeypatch):
+    monkeypatch.setattr(untrained, "LAPLACE_DRAWS", 2)
     found = untrained.laplace()
     assert found["max-abs"] < 4 < found["clipped"] < 11.5 < found["value-aware"] < 12.5
+
+
+def test_memory_is_shown_with_and_without_what_stays_as_it_is():
+    stored = {"bytes": 15e6, "plain_bytes": 98e6, "ratio": 6.5, "all_bytes": 94e6, "all_ratio": 1.9}
+    row = {"images": 128, "share": 0.02, "laplace_3_bits": {"max-abs": 2.8}, "all_plain_bytes": 178e6}
+    lines = page.memory_lines(made("memory", network="resnet20", **row, **{"3 bits": stored}))
+    assert [line["figure"] for line in lines] == [
+        "2.8 dB",
+        "15.0 of 98.0 MB (6.5x)",
+        "94.0 of 178.0 MB (1.9x)",
+    ]
 
 
 def test_a_common_size_is_that_of_a_package(traced):

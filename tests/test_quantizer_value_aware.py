@@ -1,6 +1,7 @@
 """Value-aware quantization of weights and activations, and of what the backward pass keeps."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from amc.quantization.max_abs import MaxAbsWeightQuantizer
 from amc.quantization.modules import UniformWeightQuantizer
 from amc.quantization.saved_activations import ValueAwareStorage, store, store_relu, stored_bytes
+from amc.quantization.saved_bytes import SavedBytes
 from amc.quantization.value_aware import (
     SHARE,
     ValueAwareActivationQuantizer,
@@ -202,3 +204,31 @@ def test_without_a_gradient_nothing_is_stored():
     with storage, torch.no_grad():
         Net()(gaussian(2, 3, 8, 8))
     assert storage.bytes == storage.plain_bytes == 0
+
+
+def owned(net: nn.Module) -> list[Tensor]:
+    return [*net.parameters(), *net.buffers()]
+
+
+def test_everything_that_a_step_keeps_is_counted_once():
+    net, x = Net().train(), gaussian(4, 3, 8, 8)
+    image, maps, pooled, statistics = 4 * 3 * 64, 4 * 8 * 64, 4 * 8, 2 * 8
+    with SavedBytes(owned(net)) as plain:
+        net(x).sum().backward()
+    # The input, both ReLUs, what the batch norm reads and its statistics, what the last layer reads.
+    assert plain.bytes == 4 * (image + 3 * maps + pooled + statistics)
+    storage = ValueAwareStorage(3, 0.02, owned=owned(net))
+    with storage:
+        net(x).sum().backward()
+    assert storage.rest.bytes == 4 * (maps + statistics) == plain.bytes - storage.plain_bytes
+    assert storage.all_bytes == storage.bytes + storage.rest.bytes < plain.bytes / 2
+
+
+@pytest.mark.parametrize("relu_aware", [False, True])
+def test_activations_are_gone_before_the_backward_pass(relu_aware):
+    seen: list[weakref.ref[Tensor]] = []
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    net[2].register_forward_pre_hook(lambda _, given: seen.append(weakref.ref(given[0])))
+    with ValueAwareStorage(3, 0.02, relu_aware):
+        loss = net(gaussian(2, 3, 8, 8)).sum()
+    assert loss.requires_grad and seen[0]() is None

@@ -10,7 +10,7 @@ one blocks the gradient, so that a ReLU and the layers behind it keep one tensor
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from amc.quantization.bit_packing import pack, unpack
 from amc.quantization.protocol import FLOAT_BYTES
+from amc.quantization.saved_bytes import SavedBytes
 from amc.quantization.uniform import weight_levels
 from amc.quantization.value_aware import LARGE, LARGE_BITS, SHARE, large_count, largest, small_range
 
@@ -118,23 +119,46 @@ class ValueAwareStorage(TorchFunctionMode):
     """Stores activations value-aware while it is entered; run the forward pass inside.
 
     It covers the inputs of convolutions and linear layers, and what ReLUs keep. Batch norms and poolings
-    keep what they always do.
+    keep what they always do: the gradient of a batch norm's input depends on that input.
 
     Args:
         bits: of the small values.
         share: r, the share of values in high precision.
         relu_aware: RV-Quant instead of V-Quant with its mask of one bit.
+        owned: parameters and buffers, which are there anyway and count nowhere.
 
     Attributes:
         bytes: of all that was stored value-aware since it was made, masks included.
         plain_bytes: what the same tensors would have taken in floats, one counted once.
+        rest: counts everything else that the forward pass keeps.
     """
 
-    def __init__(self, bits: int = 3, share: float = SHARE, relu_aware: bool = False):
+    def __init__(
+        self,
+        bits: int = 3,
+        share: float = SHARE,
+        relu_aware: bool = False,
+        owned: Iterable[Tensor] = (),
+    ):
         super().__init__()
         self.bits, self.share, self.relu_aware = bits, share, relu_aware
         self.bytes = self.plain_bytes = 0
+        self.rest = SavedBytes(owned)
         self._known: dict[int, tuple[weakref.ref[Tensor], StoredActivation | None]] = {}
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of all that the forward pass keeps, stored value-aware or not."""
+        return self.bytes + self.rest.bytes
+
+    def __enter__(self) -> "ValueAwareStorage":
+        self.rest.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.rest.__exit__(*error)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -148,11 +172,15 @@ class ValueAwareStorage(TorchFunctionMode):
         return self._relu(func, args, kwargs) if func in _RELUS else func(*args, **kwargs)
 
     def _layer(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Any:
-        x = args[0] if args else kwargs["input"]
+        # The graph keeps the hooks, which must not keep the activation in their turn.
+        given = weakref.ref(args[0] if args else kwargs["input"])
 
         def keep(saved: Tensor) -> Any:
             # A layer keeps its input and its weight, which may be a quantized one and no parameter.
-            return self._stored(x) if saved.data_ptr() == x.data_ptr() and saved.shape == x.shape else saved
+            x = given()
+            if x is not None and saved.data_ptr() == x.data_ptr() and saved.shape == x.shape:
+                return self._stored(x)
+            return self.rest.count(saved)
 
         def restore(kept: Any) -> Tensor:
             return kept.values() if isinstance(kept, StoredActivation) else kept

@@ -25,6 +25,7 @@ from amc.quantization.modules import (
     quantizes,
     recalibrate,
 )
+from amc.quantization.training_memory import TrainingMemory
 from amc.recovery.calibrate import calibrate
 from amc.tasks.base import Task
 from amc.training import Epoch, Loss, Recipe, device_of, fit
@@ -154,6 +155,7 @@ def fine_tune(
     float_epochs: int = 0,
     calibration: Sequence[Tensor] = (),
     precision: Precision = "float32",
+    memory: TrainingMemory | None = None,
     start_epoch: int = 0,
     momentum: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -177,6 +179,7 @@ def fine_tune(
             and ranges are fitted anew behind them.
         calibration: augmented unlabeled batches [N, ...] that the ranges are then fitted on.
         precision: arithmetic of classifiers while nothing is quantized; codes are trained in float32.
+        memory: stores activations in fewer bits until the backward pass; all is then computed in float32.
         start_epoch: epochs that are done already; with `momentum`, an interrupted training goes on exactly.
         momentum: SGD's buffers at that point (`Epoch.momentum`).
         on_step: called with (steps done, steps in total) after each step.
@@ -193,16 +196,18 @@ def fine_tune(
 
     if distillation is None:
         distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
-    rounds = _rounding(task.distillable and computes_in_bfloat16(precision, device_of(model)))
     held = hold_zeros(model)
     answering = teaching_form(teacher)
     knowing = RememberingTeacher(answering) if recipe.views else answering
+    bfloat16 = memory is None and computes_in_bfloat16(precision, device_of(model))
+    rounds = _rounding(task.distillable and bfloat16)
+    loss = loss_in_bfloat16(distilled(knowing, task.loss, distillation), rounds)
     try:
         return fit(
             model,
             task.data,
             recipe,
-            loss=loss_in_bfloat16(distilled(knowing, task.loss, distillation), rounds),
+            loss=loss if memory is None else memory.storing(loss),
             start_epoch=start_epoch,
             momentum=momentum,
             on_step=_refitting(model, refit_every, on_step),
