@@ -79,6 +79,8 @@ def choose_bits(config: ProblemConfig, target: Target) -> tuple[Bits, Bits, tupl
     elif latency and STORED_BITS in target.fast_bits:
         weights, activations = (exact, NOT_QUANTIZED), (STORED_BITS, NOT_QUANTIZED)
     weights, activations = config.weight_bits or weights, config.activation_bits or activations
+    if latency and config.fractional:
+        notes += _stored_notes(target, {*weights, *activations})
     if latency and not config.fractional:
         kept = _that_pay_off(weights, target), _that_pay_off(activations, target)
         notes += (_speed_note(config, target, {*weights, *activations}, {*kept[0], *kept[1]}),)
@@ -125,6 +127,17 @@ def _doubts(target: Target) -> tuple[str, ...]:
     return (
         f"The machine was too busy to calibrate {target.name}: which bits and which steps of channels pay "
         "may be wrong, and a new run on a quieter machine finds out again.",
+    )
+
+
+def _stored_notes(target: Target, offered: Set[int]) -> tuple[str, ...]:
+    """That bits which another budget asks for buy no milliseconds."""
+    if not {bits for bits in offered if bits < STORED_BITS and bits not in target.fast_bits}:
+        return ()
+    nothing = "" if STORED_BITS in target.fast_bits else ", which are no faster than floats there"
+    return (
+        f"Fewer than 8 bits save bytes and bit-operations and no time on {target.name}: such layers run in "
+        f"8-bit integers{nothing}.",
     )
 
 

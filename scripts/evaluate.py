@@ -18,6 +18,7 @@ from amc.files import write_json
 from amc.targets import Target, Timing, compare, describe_machine, get_target
 from amc.tasks import Task, load_task
 from scripts.cli import run
+from scripts.low_bits import low_bits_note, refuse_packages, weight_bits_of
 from scripts.progress import print_table
 
 
@@ -103,16 +104,21 @@ def main(options: Evaluate) -> None:
     print(
         f"{options.target} {version}, batch 1 on one core; {images} {options.split} images of {options.data}"
     )
+    note = low_bits_note(weight_bits_of(options.file))
+    if note is not None:
+        print(note)
     if options.json is not None:
         source = {"target": options.target, "runtime": version, "unit": unit, "machine": machine}
         split = {"data": options.data, "split": options.split, "images": images, "score": task.score_name}
-        write_json(options.json, {**source, **split, "rows": [row.to_json() for row in rows]})
+        write_json(options.json, {**source, **split, "note": note, "rows": [row.to_json() for row in rows]})
 
 
 def check(options: Evaluate) -> None:
     """Refuse before any work what is missing or could not be written after it."""
-    for file in (options.file, options.reference):
-        if file is not None and not file.is_file():
+    files = [file for file in (options.file, options.reference) if file is not None]
+    refuse_packages(files)
+    for file in files:
+        if not file.is_file():
             raise UserError(f"There is no model file {file}.")
     if options.json is not None and not options.json.parent.is_dir():
         raise UserError(f"There is no folder {options.json.parent} to write {options.json.name} to.")

@@ -28,10 +28,11 @@ def low_bits_note(bits: Iterable[int]) -> str | None:
 
 
 def weight_bits_of(file: Path) -> list[int]:
-    """Bits of weights that an exported ONNX file says it has; none of other files."""
-    if file.suffix != ".onnx":
+    """Bits of weights that an exported ONNX file says it has; a TFLite file asks the one beside it."""
+    told = file.with_suffix(".onnx")
+    if not told.is_file():
         return []
-    said = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
+    said = {entry.key: entry.value for entry in onnx.load(told, load_external_data=False).metadata_props}
     return [int(bits) for bits in json.loads(said.get(QUANTIZATION_KEY, "{}")).get("weights", {})]
 
 

@@ -60,7 +60,10 @@ def call(*arguments: object) -> int:
     return exit_code(script.main, [str(argument) for argument in arguments])
 
 
-def test_figures_of_all_processes_on_paper_and_in_json(folder: Path, tmp_path: Path, capsys) -> None:
+def test_figures_of_all_processes_on_paper_and_in_json(
+    folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(script, "weight_bits_of", lambda file: [4] if "int8" in file.name else [])
     out = tmp_path / "figures.json"
     files = [folder / f"{name}.tflite" for name in ("original", "model_int8", "copy")]
     assert call(*files, "--target", FAKE, "--processes", 3, "--out", out) == 0
@@ -78,6 +81,7 @@ def test_figures_of_all_processes_on_paper_and_in_json(folder: Path, tmp_path: P
     for part in ("M instructions", "1.000..1.200", "0.500", "2.00x", "0.0%", "faster", "no difference"):
         assert part in said
     assert "3 fresh processes" in said and "accuracy" not in said
+    assert "Weights of 4 bits save bytes" in figures["note"] and figures["note"] in said
 
 
 def test_an_export_folder_stands_for_its_files(folder: Path, tmp_path: Path) -> None:

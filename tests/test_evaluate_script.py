@@ -87,6 +87,7 @@ def test_scores_and_times_a_file_beside_its_reference(
     assert (figures["target"], figures["split"], figures["images"]) == (target, "test", 360)
     assert figures["unit"] == "ms"
     said = capsys.readouterr().out
+    assert "Weights of 4 bits save bytes" in figures["note"] and figures["note"] in said
     assert f"{original['score']:.2%}" in said and f"{1 / ratio:.2f}x" in said and "360 test images" in said
 
 

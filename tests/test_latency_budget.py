@@ -273,6 +273,17 @@ def test_bits_that_bring_nothing_leave_with_a_note():
     assert any("Fewer than 8 bits bring nothing on formula (4, 6 asked for)" in note for note in made.notes)
 
 
+def test_bits_that_only_another_budget_wants_stay_with_a_note(monkeypatch: pytest.MonkeyPatch):
+    both = ("size=0.2", "latency=0.5")
+    made = make(*both)
+    assert min(made.space.knobs[1].values(made.space.points[0], None)) == 2
+    said = [note for note in made.notes if "no time on formula" in note]
+    assert len(said) == 1 and said[0].endswith("such layers run in 8-bit integers.")
+    assert not any("no time on formula" in note for note in make(*both, weight_bits=(8,)).notes)
+    monkeypatch.setattr(FormulaTarget, "profile", Profile(width_multiple=2, fast_bits=(32,)))
+    assert any("no faster than floats there" in note for note in make(*both).notes)
+
+
 def test_the_fastest_within_a_drop_under_a_latency_budget(tmp_path: Path):
     asked = ProblemConfig(goal="cost", budget=("latency=0.6",), max_drop=20.0, **SMALL)
     run = start(tmp_path / "run", replace(config(8), problem=asked))

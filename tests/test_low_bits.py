@@ -9,7 +9,7 @@ from amc.export import export_onnx
 from amc.knobs import BITS, BitsKnob
 from amc.policy import CompressionPolicy, LayerDecision
 from amc.recovery.calibrate import calibrate
-from scripts import benchmark
+from scripts import benchmark, evaluate
 from scripts.cli import exit_code
 from scripts.low_bits import low_bits_note, weight_bits_of
 
@@ -34,12 +34,17 @@ def test_exported_files_tell_their_bits(traced, tmp_path: Path):
     calibrate(model, [torch.rand(8, *network.example.shape[1:])])
     path = export_onnx(model, network.example, tmp_path / "model.onnx").path
     assert weight_bits_of(path) == [3, 8]
-    assert weight_bits_of(tmp_path / "model.tflite") == []
+    assert weight_bits_of(tmp_path / "model.tflite") == [3, 8]  # whose ONNX file lies beside it
+    assert weight_bits_of(tmp_path / "original.tflite") == []
 
 
 def test_a_package_is_not_measured(tmp_path: Path, capsys):
-    files = [tmp_path / "original.onnx", tmp_path / "model.safetensors"]
+    files = [str(tmp_path / "original.onnx"), str(tmp_path / "model.safetensors")]
     for file in files:
-        file.write_text("")
-    assert exit_code(benchmark.main, [str(file) for file in files]) == 2
-    assert "fewer than 8 bits save bytes and no time" in capsys.readouterr().err
+        Path(file).write_text("")
+    # The data are never looked for.
+    scored = ["--file", files[1], "--data", "cifar10", "--data-root", str(tmp_path)]
+    compared = ["--file", files[0], "--reference", files[1]]
+    for script, arguments in ((benchmark, files), (evaluate, scored), (evaluate, compared)):
+        assert exit_code(script.main, arguments) == 2
+        assert "fewer than 8 bits save bytes and no time" in capsys.readouterr().err
