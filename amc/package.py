@@ -2,13 +2,13 @@
 
 The numbers are those of the folded network (`amc.package_form`); their names and shapes follow from the
 original architecture, the policy and the kept channels. So each kind of number is one flat tensor, all bytes
-together are the cost `size`, and the header stays small:
+together are the cost `size`, and the header stays small. docs/package.md has the layout in full:
 
-| tensor | holds, in the order of the module tree |
+| tensor | holds, quantized layers first, then clustered ones, then all else, in the order of the module tree |
 |---|---|
-| `codes` | uint8: codes of quantized weights, packed, the lowest bit first; each layer begins a byte |
-| `float32` | scales, bases, codebooks and steps; then biases, plain weights, what is left of norms |
-| `float16` | the large values of value-aware weights |
+| `codes` | uint8: codes, then indices of clustered kernels, packed, lowest bit first; a layer begins a byte |
+| `float32` | scales, bases, codebooks and steps; centroids; biases, plain weights, what is left of norms |
+| `float16` | the large values of value-aware weights; scales of clustered kernels |
 
 The header's metadata are texts (`amc.package_header`):
 

@@ -42,8 +42,16 @@ def test_the_log_holds_what_tensorboard_draws(capsys):
     assert capsys.readouterr().out.startswith("1 0.00 ")
 
 
+def test_a_package_is_read_by_its_page_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run("package.md")
+    page = (DOCS / "package.md").read_text()
+    said = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert capsys.readouterr().out == "".join(said) == "True True\nTrue\nTrue True\n"
+
+
 @pytest.mark.parametrize(
-    "page", ["tutorial.md", "environment.md", "measuring.md", "tensorboard.md", "transfer.md"]
+    "page", ["tutorial.md", "environment.md", "measuring.md", "tensorboard.md", "transfer.md", "package.md"]
 )
 def test_a_page_mentions_only_modules_that_exist(page):
     root = DOCS.parent
