@@ -4,7 +4,7 @@ The numbers are those of the folded network (`amc.package_form`); their names an
 original architecture, the policy and the kept channels. So each kind of number is one flat tensor, all bytes
 together are the cost `size`, and the header stays small. docs/package.md has the layout in full:
 
-| tensor | holds, quantized layers first, then clustered ones, then all else, in the order of the module tree |
+| tensor | holds: quantized layers first, then clustered ones, then all else; in the module tree's order |
 |---|---|
 | `codes` | uint8: codes, then indices of clustered kernels, packed, lowest bit first; a layer begins a byte |
 | `float32` | scales, bases, codebooks and steps; centroids; biases, plain weights, what is left of norms |

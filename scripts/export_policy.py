@@ -7,12 +7,16 @@ from pathlib import Path
 if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from torch import nn
+
 from agents.actor_file import ACTOR_FILE, CONTRACT_FILE, CRITIC_FILE
 from agents.export import EXPORT_FOLDER, ExportedRun, export_run
 from agents.run import Run, load_run
 from amc.errors import UserError
 from amc.package import file_bytes
 from amc.policy import CompressionPolicy
+from amc.quantization.kmeans import KmeansWeightQuantizer, huffman_bytes
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
 from scripts.cli import run as run_script
 from scripts.low_bits import low_bits_note
 
@@ -99,9 +103,26 @@ def show(exported: ExportedRun) -> None:
         print(f"{path} ({path.stat().st_size / 1000:,.1f} kB)")
     header, numbers = file_bytes(exported.weights)
     print(f"{exported.weights.name}: {numbers:,} bytes of numbers, its size, behind a header of {header:,}.")
+    coded = huffman_coded(exported.model)
+    if coded is not None:
+        plain, shorter = coded
+        print(f"Huffman-coded, the {plain:,} bytes of its k-means codes and codebooks would be {shorter:,}.")
     note = low_bits_note(exported.policy.values("weight_bits").values())
     if note is not None:
         print(note)
+
+
+def huffman_coded(model: nn.Module) -> tuple[int, int] | None:
+    """Bytes of all k-means codes with their codebooks, as stored and Huffman-coded; None without any."""
+    layers = [part for part in model.modules() if isinstance(part, QuantizedConv2d | QuantizedLinear)]
+    coded = [
+        layer.quantizer.quantize(layer.weight)
+        for layer in layers
+        if isinstance(layer.quantizer, KmeansWeightQuantizer)
+    ]
+    if not coded:
+        return None
+    return sum(each.bytes for each in coded), sum(huffman_bytes(each) for each in coded)
 
 
 if __name__ == "__main__":

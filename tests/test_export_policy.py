@@ -1,6 +1,7 @@
 """`export_policy.py`: what a run leaves for deployment, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from agents.run import load_run
 from amc.package import file_bytes, load_package
 from amc.package_form import packed_form
 from amc.policy import CompressionPolicy
+from amc.quantization.kmeans import huffman_bytes
 from scripts import export_policy
 from scripts.cli import exit_code
 from scripts.main_job import standard_error
@@ -61,6 +63,23 @@ def test_an_export_holds_everything_and_agrees_with_torch(run_folder: Path, tmp_
     assert np.mean(classes == expected.argmax(dim=1).numpy()) >= 0.95
     assert json.loads((out / "export.json").read_text())["policy"] == best.digest()
     run.problem.close()
+
+
+def test_what_huffman_codes_would_take_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--runs", tmp_path, "--name", "tiny", "--algorithm", "uniform", "--evaluations", "1"]
+    assert call(*options, "--budget", "size=0.15", "--weight-quantizer", "kmeans", "--freeze", "*") == 0
+    assert export("--run", tmp_path / "tiny") == 0
+    plain, shorter = (
+        int(n.replace(",", ""))
+        for n in re.findall(
+            r"Huffman-coded, the ([\d,]+) bytes of its k-means codes and codebooks would be ([\d,]+)\.",
+            capsys.readouterr().out,
+        )[0]
+    )
+    floats = load_package(tmp_path / "tiny" / "export").module
+    coded = [part for part in floats.modules() if hasattr(part, "quantizer")]
+    assert plain == sum(part.quantizer.quantize(part.weight).bytes for part in coded)
+    assert shorter == sum(huffman_bytes(part.quantizer.quantize(part.weight)) for part in coded)
 
 
 def test_an_earlier_export_is_replaced_only_on_demand(

@@ -18,9 +18,11 @@ from amc.pruning.fine_grained import (
     magnitude_mask,
     prune_weights,
 )
+from amc.quantization.registry import WEIGHT_QUANTIZERS
 from amc.recovery.fine_tune import fine_tune
 from amc.space import Space
 from amc.training import Recipe
+from envs.problem_config import ProblemConfig
 from tests.test_env import make_problem
 from tests.test_run import tiny_task
 
@@ -145,3 +147,19 @@ def test_masks_are_in_no_file(tmp_path: Path):
     problem = make_problem("nonzeros=0.3")
     model = problem.evaluator.compressed(problem.walk().reference_policy())
     assert not any(name.endswith("mask") for name in model.state_dict())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("name", WEIGHT_QUANTIZERS)
+def test_quantized_zeros_stay_zero_or_the_quantizer_says_so(name: str, bits: int):
+    weight = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    zeros = ~magnitude_mask(weight, 50)
+    kind = WEIGHT_QUANTIZERS[name]
+    values = kind.fitted(weight.masked_fill(zeros, 0.0), bits)(weight.masked_fill(zeros, 0.0))
+    assert kind.keeps_zeros == bool((values[zeros] == 0).all())
+
+
+def test_codes_that_would_bring_pruned_weights_back_are_refused():
+    with pytest.raises(UserError, match="--weight-quantizer lq has no code for zero"):
+        ProblemConfig(budget=("nonzeros=0.2",), weight_bits=(4,), weight_quantizer="lq")
+    assert ProblemConfig(budget=("nonzeros=0.2",), weight_bits=(4,), weight_quantizer="kmeans")

@@ -61,6 +61,16 @@ def test_a_codebook_is_no_longer_than_its_layer():
     assert quantizer.quantize(gaussian(4, 10)).bytes == 40 + 4 * 40
 
 
+def test_pruned_weights_stay_zero_and_only_the_others_are_clustered():
+    weight = gaussian(16, 8, 3, 3)
+    pruned = weight * (weight.abs() > 1)
+    codebook = KmeansWeightQuantizer.fitted(pruned, 2).codebook
+    values = KmeansWeightQuantizer.fitted(pruned, 2)(pruned)
+    assert int((codebook == 0).sum()) == 1 and torch.equal(values == 0, pruned == 0)
+    rest = torch.cat([codebook[codebook < 0], codebook[codebook > 0]])
+    assert torch.allclose(rest, fit_codebook(pruned[pruned != 0], 3).float())
+
+
 def test_code_lengths_by_hand():
     assert huffman.code_lengths([45, 13, 12, 16, 9, 5]).tolist() == [1, 3, 3, 3, 4, 4]
     assert huffman.code_lengths([0, 7, 0]).tolist() == [0, 1, 0]

@@ -3,13 +3,16 @@
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amc.errors import UserError
 from amc.quantization.max_abs import MaxAbsWeightQuantizer
 from amc.quantization.modules import UniformWeightQuantizer
+from amc.quantization.registry import activation_quantizer, weight_quantizer
 from amc.quantization.saved_activations import ValueAwareStorage, store, store_relu, stored_bytes
 from amc.quantization.saved_bytes import SavedBytes
 from amc.quantization.value_aware import (
@@ -93,6 +96,27 @@ def test_error_falls_with_the_share_and_with_the_bits():
         row = [error[bits, share] for share in (0.0, 0.001, 0.01, 0.02, 0.03)]
         assert row == sorted(row, reverse=True)
     assert all(error[4, share] < error[3, share] for share in (0.0, 0.01, 0.03))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.03])
+def test_the_share_is_an_option_of_the_name(share):
+    kind, point = (make(f"value-aware:{share}") for make in (weight_quantizer, activation_quantizer))
+    weight = gaussian(10, 100)
+    coded = kind(3).quantize(weight)
+    assert len(coded.parts["large"]) == math.ceil(share * 1000)
+    assert torch.equal(kind(3)(weight), quantized_weight(weight, 3, share))
+    assert coded.bytes == kind.stored_bytes(*(np.array([float(v)]) for v in (1000, 10, 3)))[0]
+    assert kind.operand_bits(4) == point.operand_bits(4) == pytest.approx(4 + 12 * share)
+    assert weight_quantizer(kind.name) is kind and kind.name == f"value-aware:{share:g}"
+    fitted = point(4)
+    fitted(gaussian(2000).relu())
+    assert int((gaussian(2000).relu() > fitted.limit).sum()) == math.ceil(share * 2000)
+
+
+@pytest.mark.parametrize("name", ["value-aware:", "value-aware:2", "value-aware:nan", "lq:0.1", "values:0.1"])
+def test_an_option_without_meaning_is_refused(name):
+    with pytest.raises(UserError, match=r"must lie in|has no option|no weight quantizer"):
+        weight_quantizer(name)
 
 
 def test_weights_need_no_positions():

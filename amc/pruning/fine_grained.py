@@ -93,7 +93,7 @@ def hold_zeros(model: nn.Module) -> list[RemovableHandle]:
 
 
 class FineGrainedPruning:
-    """Zeroes the smallest weights of every layer; comes before any quantizer, whose codes keep zeros.
+    """Zeroes the smallest weights of every layer; comes before any quantizer that keeps zeros.
 
     Args:
         knob: legal densities.

@@ -49,7 +49,20 @@ def lloyd(rows: SortedRows, codebook: Tensor) -> tuple[Tensor, float]:
 
 
 def fit_codebook(values: Tensor, count: int) -> Tensor:
-    """Ascending codebook [count] of values of any shape, float64; exact where they are no more than that."""
+    """Ascending codebook [count] of values of any shape, float64; exact where they are no more than that.
+
+    Values that are exactly zero were pruned: one entry is then zero, and only the others are clustered, as in
+    HAQ.
+    """
+    flat = values.reshape(-1)
+    rest = flat[flat != 0]
+    if count > 1 and 0 < len(rest) < len(flat):
+        return F.pad(_clustered(rest, count - 1), (1, 0)).sort().values
+    return _clustered(flat, count)
+
+
+def _clustered(values: Tensor, count: int) -> Tensor:
+    """Ascending codebook [count] of values [n]."""
     rows = SortedRows(values.reshape(1, -1))
     numbers = rows.values[0]
     distinct = numbers.unique()

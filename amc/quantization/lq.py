@@ -193,6 +193,7 @@ class LqWeightQuantizer(WeightQuantizer):
     name = "lq"
     follows = True
     absorbs = True
+    keeps_zeros = False  # its levels are sums of basis numbers, of which none need be zero
     basis: Tensor
     updates: Tensor
 

@@ -8,14 +8,18 @@ quantization point of the graph and is fitted on the first batch that passes.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from amc.errors import UserError
 from amc.quantization.uniform import NOT_QUANTIZED
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FLOAT_BYTES = 4
 
@@ -64,6 +68,15 @@ class Quantizer(nn.Module, ABC):
     bits: int
     paused: bool
 
+    @classmethod
+    def with_option(cls, option: str) -> "type[Self]":
+        """The quantizer that `name:option` means on the command line and in a package.
+
+        Raises:
+            UserError: there is none.
+        """
+        raise UserError(f"The quantizer {cls.name} has no option, so {cls.name}:{option} means nothing.")
+
     @abstractmethod
     def fit(self, x: Tensor) -> None:
         """Choose the state for a tensor."""
@@ -87,9 +100,11 @@ class WeightQuantizer(Quantizer):
 
     Attributes:
         absorbs: a factor a channel, such as that of a batch norm, goes into the state; see `absorb`.
+        keeps_zeros: a weight that is zero stays zero, so that pruned weights stay pruned.
     """
 
     absorbs: ClassVar[bool] = False
+    keeps_zeros: ClassVar[bool] = True
 
     def __init__(self, bits: int):
         super().__init__()

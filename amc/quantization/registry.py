@@ -54,26 +54,30 @@ class QuantizerNames:
 
 
 def weight_quantizer(name: str) -> type[WeightQuantizer]:
-    """The weight quantizer of this name.
+    """The weight quantizer of this name, which may end in an option: `value-aware:0.01`.
 
     Raises:
         UserError: there is none.
     """
-    if name not in WEIGHT_QUANTIZERS:
+    plain, colon, option = name.partition(":")
+    if plain not in WEIGHT_QUANTIZERS:
         raise UserError(f"There is no weight quantizer {name!r}; there are {', '.join(WEIGHT_QUANTIZERS)}.")
-    return WEIGHT_QUANTIZERS[name]
+    kind = WEIGHT_QUANTIZERS[plain]
+    return kind.with_option(option) if colon else kind
 
 
 def activation_quantizer(name: str) -> type[PointQuantizer]:
-    """The activation quantizer of this name.
+    """The activation quantizer of this name, which may end in an option: `value-aware:0.01`.
 
     Raises:
         UserError: there is none.
     """
-    if name not in ACTIVATION_QUANTIZERS:
+    plain, colon, option = name.partition(":")
+    if plain not in ACTIVATION_QUANTIZERS:
         known = ", ".join(ACTIVATION_QUANTIZERS)
         raise UserError(f"There is no activation quantizer {name!r}; there are {known}.")
-    return ACTIVATION_QUANTIZERS[name]
+    kind = ACTIVATION_QUANTIZERS[plain]
+    return kind.with_option(option) if colon else kind
 
 
 def quantizers_of(model: nn.Module) -> QuantizerNames:

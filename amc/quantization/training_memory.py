@@ -1,4 +1,4 @@
-"""Which form a training keeps its activations in until the backward pass, as a choice for the command line."""
+"""Which form a training keeps its activations in until the backward pass, to choose on a command line."""
 
 from typing import Literal
 
@@ -57,5 +57,7 @@ def training_memory(choice: SavedActivations, precision: Precision) -> TrainingM
     if choice == "float":
         return None
     if precision == "bfloat16":
-        raise UserError(f"--saved-activations {choice} stores float32 activations: drop --precision bfloat16.")
+        raise UserError(
+            f"--saved-activations {choice} stores float32 activations: drop --precision bfloat16."
+        )
     return TrainingMemory(choice == "relu-aware")

@@ -11,11 +11,14 @@ apart by the magnitude that separated them on the calibration batch.
 """
 
 import math
+from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from amc.errors import UserError
 from amc.quantization.protocol import (
     FLOAT_BYTES,
     NOT_QUANTIZED,
@@ -28,7 +31,7 @@ from amc.quantization.protocol import (
 from amc.quantization.uniform import SMALLEST_SCALE, weight_levels
 
 SHARE = 0.02
-"""Share r of the values that stay in high precision."""
+"""Share r of the values that stay in high precision, unless `value-aware:r` names another."""
 LARGE = torch.float16
 LARGE_BITS = 16
 
@@ -48,6 +51,11 @@ def largest(x: Tensor, count: int) -> Tensor:
 def small_range(x: Tensor, large: Tensor) -> Tensor:
     """R, the largest magnitude among the values that are not large; a positive number."""
     return x.abs().masked_fill(large, 0).amax().clamp_min(SMALLEST_SCALE)
+
+
+def mean_bits(bits: int, share: float) -> float:
+    """Bits of an operand, the mean over small and large values."""
+    return (1 - share) * bits + share * max(bits, LARGE_BITS)
 
 
 def mixed(x: Tensor, large: Tensor, step: Tensor, low: int, high: int) -> Tensor:
@@ -77,11 +85,39 @@ def quantized_weight(weight: Tensor, bits: int, share: float = SHARE) -> Tensor:
     return mixed(weight, large, step, -weight_levels(bits), weight_levels(bits))
 
 
+@cache
+def with_share(kind: Any, share: float) -> Any:
+    """A quantizer of this file with another share r of large values; its name says which."""
+    return type(kind.__name__, (kind,), {"share": share, "name": f"{kind.name}:{share:g}"})
+
+
+def share_of(option: str) -> float:
+    """The share that `value-aware:option` means.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        share = float(option)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UserError(f"The share of large values in value-aware:{option} must lie in [0, 1): 0.01, say.")
+    return share
+
+
 class ValueAwareWeightQuantizer(WeightQuantizer):
     """Values of one tensor; without state, as every forward pass selects exactly."""
 
     name = "value-aware"
+    share: ClassVar[float] = SHARE
     follows = True
+
+    @classmethod
+    def with_option(cls, option: str) -> type["ValueAwareWeightQuantizer"]:
+        """The quantizer with the share r that `value-aware:r` names."""
+        made: type[ValueAwareWeightQuantizer] = with_share(cls, share_of(option))
+        return made
 
     @classmethod
     def empty(cls, weight: Tensor, bits: int) -> WeightQuantizer:
@@ -93,14 +129,14 @@ class ValueAwareWeightQuantizer(WeightQuantizer):
         """Packed codes, the large values in 16 bits, one float32 step."""
         return (
             packed_bytes(elements, bits)
-            + LARGE_BITS / 8 * np.ceil(SHARE * elements)
+            + LARGE_BITS / 8 * np.ceil(cls.share * elements)
             + FLOAT_BYTES * (elements > 0)
         )
 
-    @staticmethod
-    def operand_bits(bits: int) -> float:
+    @classmethod
+    def operand_bits(cls, bits: int) -> float:
         """The mean over small and large values."""
-        return (1 - SHARE) * bits + SHARE * max(bits, LARGE_BITS)
+        return mean_bits(bits, cls.share)
 
     def fit(self, x: Tensor) -> None:
         """Every forward pass selects anew."""
@@ -108,7 +144,7 @@ class ValueAwareWeightQuantizer(WeightQuantizer):
     def quantize(self, x: Tensor) -> Coded:
         """Codes -L..L counted from 0, the last one for "large"; the large values in order; the step."""
         x, levels = x.detach(), weight_levels(self.bits)
-        large, step = weight_grid(x, self.bits)
+        large, step = weight_grid(x, self.bits, self.share)
         codes = (x / step).round_().clamp_(-levels, levels) + levels
         codes = codes.masked_fill(large, 2 * levels + 1).to(torch.uint8)
         return Coded(codes, self.bits, {"step": step, "large": x[large].to(LARGE)})
@@ -122,7 +158,7 @@ class ValueAwareWeightQuantizer(WeightQuantizer):
 
     def values(self, weight: Tensor) -> Tensor:
         """The quantized weight."""
-        return quantized_weight(weight, self.bits)
+        return quantized_weight(weight, self.bits, self.share)
 
 
 class ValueAwareActivationQuantizer(PointQuantizer):
@@ -133,6 +169,7 @@ class ValueAwareActivationQuantizer(PointQuantizer):
     """
 
     name = "value-aware"
+    share: ClassVar[float] = SHARE
     limit: Tensor
     signed: Tensor
 
@@ -141,12 +178,21 @@ class ValueAwareActivationQuantizer(PointQuantizer):
         self.register_buffer("limit", torch.tensor(1.0))
         self.register_buffer("signed", torch.zeros((), dtype=torch.int32))
 
-    operand_bits = ValueAwareWeightQuantizer.operand_bits
+    @classmethod
+    def with_option(cls, option: str) -> type["ValueAwareActivationQuantizer"]:
+        """The quantizer with the share r that `value-aware:r` names."""
+        made: type[ValueAwareActivationQuantizer] = with_share(cls, share_of(option))
+        return made
+
+    @classmethod
+    def operand_bits(cls, bits: int) -> float:
+        """The mean over small and large values."""
+        return mean_bits(bits, cls.share)
 
     def fit(self, x: Tensor) -> None:
         """Select exactly on a whole batch and remember the range of the rest."""
         x = x.detach()
-        self.limit.copy_(small_range(x, largest(x, large_count(x.numel()))))
+        self.limit.copy_(small_range(x, largest(x, large_count(x.numel(), self.share))))
         self.signed.fill_(int(x.min() < 0))
 
     def quantize(self, x: Tensor) -> Coded:
