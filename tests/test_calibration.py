@@ -1,6 +1,7 @@
 """Calibration on unlabeled data: batch-norm statistics and bias correction."""
 
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ def test_calibration_restores_mode_and_momentum(momentum):
     calibrate(model, batches())
     assert not any(module.training for module in model.modules())
     assert (model[0][1].momentum, model[1][1].momentum) == (momentum, 0.1)
+
+
+def test_dropout_drops_nothing_while_statistics_are_taken():
+    plain = small_net()
+    dropping = nn.Sequential(nn.Dropout(0.5), nn.Dropout2d(0.5), deepcopy(plain)).train()
+    calibrate(plain, batches())
+    calibrate(dropping, batches())
+    assert torch.equal(dropping[2][0][1].running_mean, plain[0][1].running_mean)
+    assert torch.equal(dropping[2][0][1].running_var, plain[0][1].running_var)
 
 
 def test_calibration_is_the_identity_on_a_network_that_was_calibrated():

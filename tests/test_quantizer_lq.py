@@ -13,6 +13,7 @@ from amc.quantization.lq import (
     basis_step,
     cells_of,
     digits,
+    error_of,
     first_basis,
     fit_basis,
     ranks,
@@ -55,6 +56,20 @@ def test_no_half_step_raises_the_error(bits, signed):
         errors.append(rows.error(moved, counts, sums))
     assert (torch.stack(errors).diff(dim=0) <= 1e-9 * errors[0]).all()
     assert (errors[-1] < errors[0]).all()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_a_fit_never_raises_the_error_and_ends_where_it_settles(bits, signed):
+    x = gaussian(4, 500) ** 3
+    rows = SortedRows(x if signed else x.relu())
+    start = 3 * first_basis(rows, bits, signed) + 0.1
+    fits = [fit_basis(rows, start, signed, sweeps) for sweeps in range(20)]
+    errors = torch.stack([error_of(rows, basis, signed) for basis in fits])
+    assert torch.equal(fits[0], start.double())
+    assert (errors.diff(dim=0) <= 1e-9 * errors[0]).all() and (errors[-1] < errors[0]).all()
+    # One more sweep than it takes to settle changes nothing.
+    assert torch.equal(*(fit_basis(rows, start, signed, sweeps) for sweeps in (2000, 4000)))
 
 
 @pytest.mark.parametrize(("bits", "wanted"), [(1, 0.3634), (2, 0.1177), (3, 0.0369), (4, 0.0115)])
