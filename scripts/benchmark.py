@@ -106,7 +106,12 @@ def main(options: Benchmark) -> None:
         print(note)
     if options.out is not None:
         about = {"target": options.target, "runtime": version, "unit": target.unit}
-        found = {**about, **circumstances(options, task), "note": note, "rows": [row.to_json() for row in rows]}
+        found = {
+            **about,
+            **circumstances(options, task),
+            "note": note,
+            "rows": [row.to_json() for row in rows],
+        }
         write_json(options.out, found)
 
 

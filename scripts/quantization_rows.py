@@ -24,6 +24,11 @@ SEARCHERS = ("uniform", "greedy", "random", "ddpg")
 DRAWN = ("random", "ddpg")
 MORE_SEEDS = ("1", "2")
 UNTRAINED_BITS = ("4", "3", "2")
+ACTIVATION_BITS = ("8", "4", "3")
+ACTIVATION_QUANTIZERS = ("uniform", "label-free", "value-aware")
+OTHER_SHARES = ("value-aware:0", "value-aware:0.01", "value-aware:0.03")
+"""Beside the 2 % of large values that value-aware has by default."""
+SHARE_BITS = ("4", "3")
 AWARE_BITS = ("3", "2")
 AWARE_EPOCHS, MIXED_EPOCHS = 15, 5
 EVALUATIONS = 100
@@ -62,8 +67,9 @@ class Spec:
     """One row; fields that mean nothing for its part are empty.
 
     Attributes:
-        part: "error", "memory", "untrained", "aware", "mixed" or "tuned".
-        network, quantizer, searcher: by name; the quantizer is that of weights, for "aware" also of inputs.
+        part: "error", "memory", "untrained", "activations", "aware", "mixed" or "tuned".
+        network, quantizer, searcher: by name; the quantizer is that of weights, for "aware" also of inputs,
+            for "activations" of inputs alone.
         budget: "size3": the bytes of the uniform quantizer with 3 bits everywhere; bits, for other parts.
         seed: of the search.
     """
@@ -91,6 +97,17 @@ def plan() -> list[Spec]:
         *(Spec("error", network) for network in NETWORKS),
         Spec("memory"),
         *(Spec("untrained", "resnet20", bits, name) for bits in UNTRAINED_BITS for name in WEIGHT_QUANTIZERS),
+        *(
+            Spec("activations", "resnet20", bits, name)
+            for bits in ACTIVATION_BITS
+            for name in ACTIVATION_QUANTIZERS
+        ),
+        *(
+            Spec(part, "resnet20", bits, name)
+            for part in ("untrained", "activations")
+            for bits in SHARE_BITS
+            for name in OTHER_SHARES
+        ),
         *mixed("resnet20", MIXED_BUDGETS, MIXED_QUANTIZERS),
         *(
             Spec("tuned", "resnet20", budget, "uniform", who, "0")

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from amc.compress import WeightQuantization, apply
+from amc.compress import ActivationQuantization, WeightQuantization, apply
 from amc.data import load_data
 from amc.data.images import ImageData
 from amc.knobs import BITS, BitsKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy, LayerDecision
 from amc.quantization.kmeans import KmeansWeightQuantizer, huffman_bytes
+from amc.quantization.modules import recalibrate
 from amc.quantization.protocol import NOT_QUANTIZED, WeightQuantizer
 from amc.quantization.registry import WEIGHT_QUANTIZERS, weight_quantizer
 from amc.quantization.saved_activations import ValueAwareStorage
@@ -137,6 +138,13 @@ def untrained_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
     return {**found, "activation bits": NOT_QUANTIZED}
 
 
+def activations_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
+    """Accuracy with quantized inputs of all layers but the first and the last; weights stay in floats."""
+    bench = bench_of(options, spec.network)
+    found = bench.activations_row(spec.quantizer, int(spec.budget))
+    return {"original": bench.original, **found, "weight bits": NOT_QUANTIZED}
+
+
 class Bench:
     """A network, its unlabeled images and the test images that it is scored on.
 
@@ -164,6 +172,20 @@ class Bench:
             found[f"{count} images"] = self.score(model)
         return found
 
+    def activations_row(self, quantizer: str, bits: int) -> dict[str, float]:
+        """The accuracies in percent; ranges are fitted on the first of the images, 200 at most."""
+        knob = BitsKnob("activation_bits", self.network, BITS)
+        policy = middle_policy(self.network, bits, "activation_bits")
+        model = apply(policy, self.network, [ActivationQuantization(knob, quantizer)]).eval()
+        with torch.no_grad():
+            model(self.pool[:200])
+        found = {"raw": self.score(model)}
+        for count in FEW_IMAGES:
+            recalibrate(model)
+            calibrate(model, self.pool[:count].split(200))
+            found[f"{count} images"] = self.score(model)
+        return found
+
     def compressed(self, kind: type[WeightQuantizer], bits: int) -> fx.GraphModule:
         """The network with the weights of every layer but the first and the last quantized."""
         knob = BitsKnob("weight_bits", self.network, BITS)
@@ -183,12 +205,11 @@ def bench_of(options: QuantizationResults, network: str) -> Bench:
     return Bench(traced(options, network), load_data("cifar10", options.data_root))
 
 
-def middle_policy(network: Network, bits: int) -> CompressionPolicy:
-    """The weights of all layers but the first and the last at the same bits; no channel is pruned."""
+def middle_policy(network: Network, bits: int, knob: str = "weight_bits") -> CompressionPolicy:
+    """Weights, or inputs, of all layers but the first and the last at the same bits; nothing is pruned."""
     ends = {network.layers[0].name, network.layers[-1].name}
     decisions = (
-        LayerDecision(layer.name, {} if layer.name in ends else {"weight_bits": bits})
-        for layer in network.layers
+        LayerDecision(layer.name, {} if layer.name in ends else {knob: bits}) for layer in network.layers
     )
     return CompressionPolicy(network.fingerprint, tuple(decisions))
 

@@ -13,6 +13,7 @@ from amc.knobs import BITS, BitsKnob, WidthKnob
 from amc.models import build_model, save_weights
 from amc.package_form import packed_form
 from amc.package_tensors import flat_tensors
+from amc.quantization.protocol import PointQuantizer
 from amc.quantization.registry import WEIGHT_QUANTIZERS
 from amc.space import Space
 from scripts import quantization_page as page
@@ -97,8 +98,8 @@ def made(part: str, **fields: object) -> dict:
 
 
 def search_row(searcher: str) -> dict:
-    figures = {"size": 90.0, "evaluations": 100, "reward_accuracy": 0.5, "test_untuned": 0.48}
-    bits = {"weight_bits": {"conv1": 4, "linear": 3}}
+    figures = {"size": 90.0, "bops": 2e9, "evaluations": 100, "reward_accuracy": 0.5, "test_untuned": 0.48}
+    bits = {"weight_bits": {"conv1": 4, "linear": 3}, "activation_bits": {"conv1": 8, "linear": 8}}
     names = {
         "network": "resnet20",
         "budget": "size3",
@@ -119,8 +120,27 @@ def test_the_tables_hold_one_object_a_row(tmp_path: Path):
     assert [line["test fine-tuned"] for line in found["mixed"]] == ["", 90.0]
     assert found["aware"][0]["points"] == -1.7 and found["untrained"] == []
     assert page.as_markdown(found["mixed"]).count("\n") == 3
-    drawn = page.drawings([search_row("ddpg")], page.QuantizationPage(images=tmp_path))
-    assert "quantization_bits.png" in drawn[1] and (tmp_path / "quantization_bits.png").exists()
+    assert found["mixed"][0]["GBOPs"] == 2.0
+
+
+def test_bits_of_both_networks_are_drawn_with_all_that_was_searched(tmp_path: Path, monkeypatch):
+    shown: list[list[list[float]]] = []
+
+    def looked_at(figure) -> bytes:
+        shown.append([[bar.get_height() for bar in axes.patches] for axes in figure.axes])
+        shown[-1] += [list(line.get_ydata()) for axes in figure.axes for line in axes.lines]
+        return b"png"
+
+    monkeypatch.setattr("scripts.quantization_plots.png", looked_at)
+    deep = {**search_row("ddpg"), "network": "resnet56", "quantizer": "label-free"}
+    both = {**search_row("ddpg"), "budget": "bops4", "activation_bits": {"conv1": 8, "linear": 2}}
+    joint = {**search_row("ddpg"), "budget": "joint4", "width": {"conv1": 12}}
+    drawn = page.drawings([search_row("ddpg"), both, joint, deep], page.QuantizationPage(images=tmp_path))
+    assert "python -m scripts.quantization_page" in drawn[1] and len(drawn) == 4
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"quantization_bits_resnet20.png", "quantization_bits_resnet56.png"}
+    assert shown[0][:3] == [[4, 3], [4, 3, 8, 2], [4, 3]] and shown[0][-1] == [12, None]
+    assert shown[1] == [[4, 3]]
 
 
 def test_the_anchor_of_value_aware_quantization(monkeypatch):
@@ -169,6 +189,25 @@ def test_a_bench_compares_quantizers_before_and_after_renormalization(traced, mo
     assert all(
         0 <= row[column] <= 100 for row in found.values() for column in ("raw", "5 images", "9 images")
     )
+
+
+def test_activations_are_quantized_apart_and_need_no_training(traced, monkeypatch):
+    monkeypatch.setattr(untrained, "FEW_IMAGES", (5, 9))
+    data = digits(8)
+    bench = untrained.Bench(traced("digitsnet"), replace(data, test=data.test.take(torch.arange(20))))
+    scored: list[list[float]] = []
+    score = untrained.Bench.score
+
+    def watched(self, model):
+        points = [part for part in model.modules() if isinstance(part, PointQuantizer) and part.bits == 3]
+        scored.append([float(part.limit) for part in points])
+        assert {part.share for part in points} == {0.01} and not any(part.calibrating for part in points)
+        return score(self, model)
+
+    monkeypatch.setattr(untrained.Bench, "score", watched)
+    row = bench.activations_row("value-aware:0.01", 3)
+    assert list(row) == ["raw", "5 images", "9 images"] and all(0 <= value <= 100 for value in row.values())
+    assert len(scored[0]) > 2 and scored[0] != scored[1] != scored[2]
 
 
 def test_the_ends_stay_in_floats(traced):
