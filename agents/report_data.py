@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.log import EvaluationLog, Row
+from agents.outcome import ORIGINAL
 from agents.run import LOG_FILE, OUTCOMES_FILE
 from agents.run_config import RunConfig, read_config, read_facts
 from amc.costs.budget import parse_budget
@@ -15,7 +16,6 @@ from amc.costs.symbolic import ALIASES
 from amc.errors import UserError
 from amc.files import read_json
 
-ORIGINAL = "original"
 HOW = {"data_root", "device", "threads"}
 """Settings that say where and how fast a search runs, and not what it asks for."""
 
@@ -30,6 +30,8 @@ class Figures:
         test_score: score on the test split; None where it has not been measured.
         costs: cost name to absolute value.
         case: the budgets that it was made for, where there are several levels of them.
+        latency_source: whether its latency, measured once at the end of a search that counts none, was
+            "measured" or "unreliable"; "" without such a measurement.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Figures:
     test_score: float | None
     costs: Mapping[str, float]
     case: str = ""
+    latency_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Record:
             (how many images score a policy).
         log: the evaluations so far; may be empty.
         outcomes: the content of `outcomes.json`; empty without one.
+        against: other searches for the same thing, whose curves are drawn beside its own.
     """
 
     folder: Path
@@ -59,6 +63,7 @@ class Record:
     facts: Mapping[str, Any]
     log: EvaluationLog
     outcomes: tuple[Figures, ...]
+    against: tuple["Record", ...] = ()
 
     @property
     def name(self) -> str:
@@ -189,8 +194,11 @@ def _outcomes(path: Path) -> tuple[Figures, ...]:
 def _figures(row: Mapping[str, Any]) -> Figures:
     test = row.get("test_score")
     costs = {str(name): float(value) for name, value in row["costs"].items()}
+    source = str(row.get("latency_source", ""))
+    if source:
+        costs["latency"] = float(row["latency"])
     score, tested = float(row["reward_score"]), None if test is None else float(test)
-    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")))
+    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")), source)
 
 
 def differences(records: Iterable[Record]) -> list[str]:
