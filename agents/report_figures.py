@@ -96,7 +96,11 @@ def scatter_figure(record: Record) -> Figure:
     assert best is not None and first is not None
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     timed = measured_networks(record)
-    panels = figure.subplots(1, len(record.costs) + bool(timed), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(record.costs) + bool(timed), squeeze=False)[0]
+    # The original's score in the last panel would press the dots of the others together.
+    for axes in panels[1 : len(record.costs)]:
+        axes.sharey(panels[0])
+        axes.tick_params(labelleft=False)
     for axes, name in zip(panels, record.costs, strict=False):
         divisor, unit = cost_scale(name, max(row.costs[name] for row in rows), record.latency_unit)
         _dots(axes, rows, name, divisor)

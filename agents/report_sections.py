@@ -139,7 +139,7 @@ def _tile(name: str, figure: str, text: str) -> str:
 
 
 def _networks(record: Record) -> str:
-    networks = [*record.networks, *stages(record)]
+    networks: list[Figures | Stage] = [*record.networks, *stages(record)]
     tested = any(each.test_score is not None for each in networks)
     costs = [name for name in COST_NAMES if any(name in each.costs for each in networks)]
     rows = [[f"{escape(record.score_name)}, reward split", *_scores([n.reward_score for n in networks])]]

@@ -1,6 +1,7 @@
 """Networks of timm and torchvision by name, and what it takes to trace them."""
 
 import importlib.util
+import json
 import math
 
 import pytest
@@ -242,3 +243,9 @@ def test_the_page_tells_networks_that_were_halved_from_those_that_were_not(tmp_p
     assert "| a | 64 | 3 | 1 of 2 | 4.00 M | 50.0% | 1.00 M | 40.0% | 1e-06 | **2e-03** | roll | 3 |" in text
     assert "| b |  | It cannot be traced. |" in text and "Not made yet: c." in text
     assert "1 of 2 networks could be halved" in text
+    found = json.loads((tmp_path / "table.json").read_text())["tables"]
+    (halved,), (refused,) = found["halved"], found["refused"]
+    assert (halved["MACs"], halved["MACs after"], halved["parameters after"]) == (4e6, 2e6, 4e5)
+    assert refused == {"network": "b", "decision points": "", "reason": "It cannot be traced."}
+    assert found["frozen"][0]["reason"] == "it mixes"
+    assert "MACs | MACs after | parameters | parameters after" in text
