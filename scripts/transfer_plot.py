@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from scripts.transfer_tables import ARMS
 
 PANEL = (6.4, 4.2)
 """Inches."""
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "uniform": {"color": "#8a8f98", "marker": "D"},
     "one agent, its actor alone": {"color": "#3b7dd8", "marker": "o"},
     "five agents of N / 5": {"color": "#e8710a", "marker": "s"},
