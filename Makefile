@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 INSTALLED := $(VENV)/.installed
+EXTRAS := .venv-extras
+EXTRAS_INSTALLED := $(EXTRAS)/.installed
 
-.PHONY: demo test slow lint install clean
+.PHONY: demo test slow test-extras lint install clean
 
 install: $(INSTALLED)
 
@@ -27,10 +29,20 @@ test: install
 slow: install
 	$(BIN)/python -m pytest -m slow
 
+# What needs Ray or the libraries of the hubs, slow tests too, in an environment of its own: the other tests
+# have to pass without these.
+test-extras: $(EXTRAS_INSTALLED)
+	$(EXTRAS)/bin/python -m pytest -m extra -rs
+
+$(EXTRAS_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,cluster,hub]"
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .demo-started build *.egg-info
+	rm -rf $(VENV) $(EXTRAS) .demo-started build *.egg-info

@@ -41,6 +41,11 @@ def first_config(config: RunConfig) -> RunConfig:
         raise UserError("--cooling tightens one budget round by round, and takes no range of them.")
     if config.problem.drop_blocks:
         raise UserError("--cooling does not go with --drop-blocks: rounds are matched layer by layer.")
+    if config.problem.operators:
+        raise UserError(
+            "--cooling does not go with --operators: only widths are kept from round to round, and what "
+            "replaced a layer would be lost."
+        )
     texts = [
         f"{name}={budget_share(config.cooling, 1, fraction)!r}"
         for name, fraction in fractions(config.problem.budgets).items()

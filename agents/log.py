@@ -24,9 +24,9 @@ class Row:
         reward: what the searcher was told.
         seconds: spent on measuring; 0 when the policy was met before.
         cached: the policy was met before.
-        best_index: index of the highest reward up to this row, of its case.
+        best_index: index of the best row up to this one, of its case.
         latency_source: whether the latency was "measured", "unreliable" or "predicted"; "" without one.
-        feasible: no measurement says that it misses a budget.
+        feasible: no measurement says that it misses a budget, or loses more of the score than is allowed.
         metrics: the searcher's figures at the proposal (`sigma`, `critic_loss`, `actor_loss`).
         case: which of several budgets or networks it was proposed for, such as "macs=0.35"; "" in a search
             that has one.
@@ -120,7 +120,8 @@ class EvaluationLog:
     def best(self, case: str | None = None) -> Row | None:
         """The feasible row with the highest reward, the earliest of equals; None where there is no row.
 
-        As long as no row is feasible, the fastest that was measured.
+        The smallest feasible one where a cost is minimised; `Standard.leads` has the rule, also for as long
+        as no row is feasible.
 
         Args:
             case: the best of this one; by default of all.
@@ -134,22 +135,26 @@ class EvaluationLog:
         """The first row of a case, which is its reference policy."""
         return next(row for row in self.rows if row.case == case)
 
-    def would_lead(self, reward: float, case: str = "") -> bool:
-        """Whether a feasible row with this reward would be the best of its case."""
-        best = self.best(case)
-        return best is None or not best.feasible or reward > best.reward
-
     def add(
         self,
         evaluation: Evaluation,
         reward: float,
         metrics: Mapping[str, float],
+        leads: bool,
         feasible: bool = True,
         case: str = "",
     ) -> Row:
-        """Append an evaluation, and return its row once it is safely on disk."""
+        """Append an evaluation, and return its row once it is safely on disk.
+
+        Args:
+            evaluation: what was measured.
+            reward: what the searcher is told of it.
+            metrics: the searcher's figures at the proposal.
+            leads: whether it is the best of its case from now on; the first always is.
+            feasible: whether it keeps to what was asked.
+            case: that it belongs to.
+        """
         best, index = self.best(case), len(self.rows)
-        improved = self.would_lead(reward, case) if feasible else _faster(evaluation, best)
         row = Row(
             index=index,
             policy=evaluation.policy,
@@ -158,7 +163,7 @@ class EvaluationLog:
             reward=reward,
             seconds=evaluation.seconds,
             cached=evaluation.cached,
-            best_index=index if best is None or improved else best.index,
+            best_index=index if best is None or leads else best.index,
             latency_source=evaluation.latency_source,
             feasible=feasible,
             metrics=dict(metrics),
@@ -175,8 +180,3 @@ class EvaluationLog:
             file.flush()
             os.fsync(file.fileno())
         self._whole_bytes += len(line)
-
-
-def _faster(evaluation: Evaluation, best: Row | None) -> bool:
-    """Whether an evaluation that misses a budget is the fastest while none keeps it."""
-    return best is None or (not best.feasible and evaluation.costs["latency"] < best.costs["latency"])

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from agents.report_boxes import boxes_figure, boxes_of
 from agents.report_confusion import few_labels_drawings, few_labels_page, has_few_labels, read_few_labels
+from agents.report_cooling import rounds_figure
 from agents.report_curves import group_figure
 from agents.report_data import Record, load_record
 from agents.report_figures import best_policy_figure, curve_figure, png, scatter_figure
@@ -96,12 +97,18 @@ def _drawings(records: Sequence[Record]) -> dict[str, Figure]:
         return _comparisons(records)
     (record,) = records
     return {
-        "curve": level_figure(record) if record.log.cases else curve_figure(record),
+        "curve": _curve(record),
         "policy": best_policy_figure(record),
         "scatter": scatter_figure(record),
         **({"neighbours": neighbours_figure(neighbours)} if (neighbours := neighbours_of(record)) else {}),
         **({"boxes": boxes_figure(boxes)} if (boxes := boxes_of(record)) else {}),
     }
+
+
+def _curve(record: Record) -> Figure:
+    if record.rounds:
+        return rounds_figure(record)
+    return level_figure(record) if record.log.cases else curve_figure(record)
 
 
 def _comparisons(records: Sequence[Record]) -> dict[str, Figure]:

@@ -59,11 +59,14 @@ def commands(
     run = shlex.quote(str(folder))
     more = 2 * config.search.evaluations
     again = train_command(config, f"{folder.resolve().name}-again", folder.parent)
+    # What a cooled search has divided among its rounds cannot be changed.
+    search_on = f"python scripts/train_agent.py --resume {run} --evaluations {more}"
+    further = [] if config.cooling.is_on else [("Search on", search_on)]
     repeat = [("Repeat the search in a new directory", again)] if again else []
     return [
         *repeat,
         ("Continue it, if it was interrupted", f"python scripts/train_agent.py --resume {run}"),
-        ("Search on", f"python scripts/train_agent.py --resume {run} --evaluations {more}"),
+        *further,
         ("Fine-tune the best network", f"python scripts/fine_tune.py --run {run}"),
         ("Write the network, the policy and the actor", f"python scripts/export_policy.py --run {run}"),
         *_deployment(config, folder / EXPORT_FOLDER, policy, known_data=again is not None),

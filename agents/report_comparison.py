@@ -43,6 +43,8 @@ def _front(records: Sequence[Record]) -> str:
         "The best network of each run before fine-tuning. The line joins those that no other run beats in "
         "score and cost; the others are faded. Dashed: the uncompressed network."
     )
+    if any(record.rounds for record in records):
+        caption += " What was searched in rounds has been fine-tuned between them."
     if not all(panel.tested for panel in panels(records)):
         caption += (
             " Where not every run has test figures, scores are those of the reward split, by which the best "
@@ -60,6 +62,8 @@ def _group(group: Group, alone: bool) -> str:
             "Best so far at equal evaluations: the mean over the seeds, and a band from the lowest of them "
             "to the highest. Dashed: the reference policy, every search's first evaluation."
         )
+        if any(record.rounds for record in group.records):
+            caption += " Of a search in rounds the last one alone is drawn, whose budgets are the others'."
         parts.append(
             figure_html(group_figure(group), "Best so far against evaluations, one curve a searcher", caption)
         )

@@ -11,7 +11,10 @@ from agents.report_groups import Group, best_so_far
 
 
 def group_figure(group: Group) -> Figure:
-    """The searchers of a group; dashed, the reference policy's value, which every search begins with."""
+    """The searchers of a group; dashed, the reference policy's value, with which every search begins.
+
+    Of a cooled search the last round is drawn, and with what that begins.
+    """
     scored = group.records[0].config.problem.goal == "accuracy"
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
@@ -42,7 +45,8 @@ def group_figure(group: Group) -> Figure:
                 alpha=0.18,
                 linewidth=0,
             )
-    for start in sorted({100 * r.log.rows[0].score if scored else r.log.rows[0].reward for r in begun}):
+    firsts = [record.log.rows[record.round_start] for record in begun]
+    for start in sorted({100 * first.score if scored else first.reward for first in firsts}):
         axes.axhline(start, linestyle="--", linewidth=1, color=GREY, zorder=1)
     axes.set_xlabel("evaluations")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -7,14 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from agents.latency_file import read_predictor
 from agents.log import EvaluationLog, Row
 from agents.outcome import ORIGINAL
+from agents.report_rounds import Round, read_rounds
 from agents.run import LOG_FILE, OUTCOMES_FILE
 from agents.run_config import RunConfig, read_config, read_facts
 from amc.costs.budget import parse_budget
 from amc.costs.symbolic import ALIASES
 from amc.errors import UserError
 from amc.files import read_json
+from envs.latency_budget import PredictorFigures
+from envs.reward import least_score
 
 HOW = {"data_root", "device", "threads"}
 """Settings that say where and how fast a search runs, and not what it asks for."""
@@ -55,6 +59,8 @@ class Record:
             (how many images score a policy).
         log: the evaluations so far; may be empty.
         outcomes: the content of `outcomes.json`; empty without one.
+        predictor: how good the latency predictor was; None where latency was not predicted.
+        rounds: those that a cooled search has begun; empty for a search without rounds.
         against: other searches for the same thing, whose curves are drawn beside its own.
     """
 
@@ -63,6 +69,8 @@ class Record:
     facts: Mapping[str, Any]
     log: EvaluationLog
     outcomes: tuple[Figures, ...]
+    predictor: PredictorFigures | None
+    rounds: tuple[Round, ...] = ()
     against: tuple["Record", ...] = ()
 
     @property
@@ -93,17 +101,35 @@ class Record:
 
     @property
     def reference(self) -> str:
-        """What the policy is called that searches start from and rewards count from."""
-        return str(self.facts.get("reference", "uniform"))
+        """What the policy is called that searches start from and rewards count from, in the latest round."""
+        return self.rounds[-1].reference if self.rounds else str(self.facts.get("reference", "uniform"))
 
     @property
     def first(self) -> Row | None:
-        """The reference policy under the budgets of the best one: the first evaluation made for them."""
-        return self.log.first(self.best.case) if self.best else None
+        """The reference policy under the budgets of the best one: the first evaluation made for them.
+
+        In a cooled search that of the latest round: the rounds before have other budgets.
+        """
+        return self._first(self.best.case) if self.best else None
+
+    def _first(self, case: str) -> Row:
+        return self.log.rows[self.round_start] if self.rounds else self.log.first(case)
+
+    @property
+    def round_start(self) -> int:
+        """Index of the row with which the latest round begins; 0 for a search without rounds."""
+        return self.rounds[-1].start if self.rounds else 0
+
+    @property
+    def misses(self) -> bool:
+        """Whether even the best policy misses a budget; the final ones bind the last round alone."""
+        cooling = self.config.cooling
+        early = cooling.is_on and len(self.rounds) < cooling.rounds
+        return self.best is not None and not self.best.feasible and not early
 
     @property
     def best(self) -> Row | None:
-        """The evaluation with the highest reward."""
+        """The best evaluation."""
         return self.log.best()
 
     @cached_property
@@ -122,7 +148,7 @@ class Record:
         if self.outcomes and not self.outdated:
             return self.outcomes
         log, cases = self.log, self.log.cases or ([""] if self.log.rows else [])
-        rows = [{self.reference: log.first(case), self.algorithm: log.best(case)} for case in cases]
+        rows = [{self.reference: self._first(case), self.algorithm: log.best(case)} for case in cases]
         logged = [
             Figures(name, row.score, None, row.costs, row.case)
             for here in rows
@@ -145,6 +171,15 @@ class Record:
         names: dict[str, Any] = dict.fromkeys(original)
         known = [text for text in self.config.problem.loosest if cost_name(text) in original]
         return {cost_name(text): parse_budget(text, names, original).limit for text in known}
+
+    @property
+    def misses_drop(self) -> bool:
+        """Whether the best network keeps the budgets, but loses more of the score than --max-drop."""
+        problem, best = self.config.problem, self.best
+        if problem.goal != "cost" or best is None:
+            return False
+        kept = all(best.costs[name] <= limit for name, limit in self.limits.items())
+        return kept and best.score < least_score(self.original.reward_score, problem.max_drop / 100)
 
     @property
     def latency_unit(self) -> str:
@@ -178,7 +213,9 @@ def load_record(folder: Path) -> Record:
         UserError: it holds no run, or something in it is damaged.
     """
     config, log = read_config(folder), EvaluationLog(folder / LOG_FILE)
-    return Record(folder, config, read_facts(folder), log, _outcomes(folder / OUTCOMES_FILE))
+    outcomes, predictor = _outcomes(folder / OUTCOMES_FILE), read_predictor(folder)
+    rounds = read_rounds(folder, len(log)) if config.cooling.is_on else ()
+    return Record(folder, config, read_facts(folder), log, outcomes, predictor, rounds)
 
 
 def _outcomes(path: Path) -> tuple[Figures, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.log import Row
 from agents.report_data import HOW, Record
 from agents.report_text import goal, status
 
@@ -80,12 +81,17 @@ def best_so_far(series: Series, longest: int, scored: bool) -> np.ndarray:
         best: dict[str, float] = {}
         cases = max(1, len(record.log.cases))
         for place, row in enumerate(record.log.rows[:length]):
-            value = (100 * row.score if scored else row.reward) if row.feasible else -math.inf
+            value = (100 * row.score if scored else row.reward) if _counts(record, row) else -math.inf
             best[row.case] = max(best.get(row.case, -math.inf), value)
             # Of several levels the mean, as soon as each has a policy.
             known = sum(best.values()) / cases if len(best) == cases else -math.inf
             curve[place:] = known if math.isfinite(known) else np.nan
     return curves
+
+
+def _counts(record: Record, row: Row) -> bool:
+    """Whether a row can be the best: it keeps the budgets, in rounds in the network of the last one."""
+    return row.feasible and row.index >= record.round_start
 
 
 def _has_ended(record: Record) -> bool:

@@ -9,13 +9,21 @@ from matplotlib.figure import Figure
 
 from agents.report_boxes import boxes_caption, boxes_figure, boxes_of
 from agents.report_commands import commands
+from agents.report_cooling import compared_in_rounds, round_cells, round_note, rounds_figure
 from agents.report_data import Figures, Record
 from agents.report_figures import best_policy_figure, curve_figure, scatter_figure, svg
 from agents.report_front import measured_caption
 from agents.report_levels import level_cells, level_figure, level_verdict
 from agents.report_neighbours import neighbours_caption, neighbours_figure, neighbours_of
 from agents.report_references import references_caption
-from agents.report_settings import blocks_left_out, quantizers, rounds, scoring, searcher
+from agents.report_settings import (
+    blocks_left_out,
+    latency_predictor,
+    quantizers,
+    rounds,
+    scoring,
+    searcher,
+)
 from agents.report_stages import Stage, stage_sentences, stages
 from agents.report_text import (
     COST_NAMES,
@@ -35,7 +43,7 @@ from amc.policy import ORIGINAL_OPERATOR, REMOVED, LayerDecision
 
 def run_sections(record: Record) -> str:
     """What was asked, what was gained, the policy, the curves, the commands and the settings of one run."""
-    parts = [_asked(record), _gained(record)]
+    parts = [_asked(record), _gained(record), *_rounds(record)]
     if record.best is not None:
         parts += [_policy(record), _search(record), *_examples(record)]
     return "\n".join([*parts, _commands(record), _settings(record)])
@@ -76,6 +84,7 @@ def _asked(record: Record) -> str:
         "Network": source.model,
         "Data": source.data,
         "Target": f"{problem.target} {record.facts.get('target_version', '')}".strip(),
+        "Latency predictor": latency_predictor(record),
         "Quantizers": quantizers(record.config),
         "Searcher": searcher(record.config),
         "Search": f"{status(record)}{_spent(record)}",
@@ -96,12 +105,14 @@ def _spent(record: Record) -> str:
 def _gained(record: Record) -> str:
     levels = bool(record.log.cases)
     first, *rest = level_verdict(record) if levels else [*verdict(record), *stage_sentences(record)]
+    rest = [*compared_in_rounds(record), *rest]
     sentences = f"<p class='verdict'>{escape(first)}</p>" + "".join(f"<p>{escape(each)}</p>" for each in rest)
     if record.best is None:
         return f"<h2>What was gained</h2>\n{sentences}"
     caution = (
-        f"The best of {len(record.log):,} policies was chosen by its figure on the reward split, which "
-        f"therefore flatters it. Scores of searched policies are those {scoring(record.config)}. Small "
+        f"The best of {len(record.log) - record.round_start:,} policies was chosen by its figure on the "
+        "reward split, which therefore flatters it. Scores of searched policies are those "
+        f"{scoring(record.config)}. Small "
         "figures are differences from the original network."
     )
     gained = [table_html(*level_cells(record))] if levels else [_tiles(record), _networks(record)]
@@ -219,8 +230,23 @@ def _decision(knob: str, value: int | None, point: str, widths: Mapping[str, int
     return "not quantized" if knob.endswith("bits") and value == 32 else f"{value:,}"
 
 
+def _rounds(record: Record) -> list[str]:
+    """The rounds of a cooled search."""
+    if not record.rounds:
+        return []
+    note = f"<p class='faint'>{escape(round_note(record))}</p>"
+    return ["<h2>The rounds</h2>", table_html(*round_cells(record)), note]
+
+
 def _search(record: Record) -> str:
-    if record.log.cases:
+    if record.rounds:
+        curve = figure_html(
+            rounds_figure(record),
+            "Score against evaluations, round by round",
+            "One dot an evaluation; the line is the best of each round so far, dashed the reference policy "
+            "of the round. Rounds have different budgets and networks.",
+        )
+    elif record.log.cases:
         text = "Score at every level of the budget"
         curve = figure_html(
             level_figure(record), text, f"{text}: the {record.reference} policy and what was learned."

@@ -3,6 +3,7 @@
 from agents.report_data import Record
 from agents.run_config import RunConfig
 from amc.quantization.registry import UNIFORM
+from envs.latency_budget import ENOUGH_POLICIES
 
 SCREENING = ("ddpg", "td3", "sac")
 """Searchers that rank candidates before one of them is evaluated."""
@@ -29,9 +30,20 @@ def rounds(config: RunConfig) -> str:
 
 
 def scoring(config: RunConfig) -> str:
-    """When a policy is scored: before any training, or after a moment of it."""
-    steps = config.problem.tune_steps
-    return f"after {steps:,} steps of training and before fine-tuning" if steps else "before fine-tuning"
+    """When a policy is scored: before any training, after a moment of it, or between rounds of it."""
+    steps, cooling = config.problem.tune_steps, config.cooling
+    said = f"after {steps:,} steps of training and before" if steps else "before"
+    if not (cooling.is_on and cooling.rounds > 1 and cooling.round_epochs):
+        return f"{said} fine-tuning"
+    return (
+        f"{said} a last fine-tuning, in a network that is fine-tuned for {epochs_text(cooling.round_epochs)} "
+        "between rounds"
+    )
+
+
+def epochs_text(epochs: int) -> str:
+    """As `1 epoch` or `2 epochs`."""
+    return f"{epochs} epoch{'s' if epochs != 1 else ''}"
 
 
 def quantizers(config: RunConfig) -> str:
@@ -40,6 +52,18 @@ def quantizers(config: RunConfig) -> str:
     if names.weights == names.activations == UNIFORM:
         return ""
     return f"weights {names.weights}, activations {names.activations}"
+
+
+def latency_predictor(record: Record) -> str:
+    """What predicted the latencies of policies, and how far off it was; "" where nothing did."""
+    figures = record.predictor
+    if figures is None:
+        return ""
+    few = f", too few to be sure: fewer than {ENOUGH_POLICIES}" if figures.few else ""
+    return (
+        f"fitted to {figures.policies} measured random policies{few}; mean error on unseen ones "
+        f"{figures.mape:.1%}, margin below the budget {figures.margin:.1%}"
+    )
 
 
 def blocks_left_out(record: Record) -> str:

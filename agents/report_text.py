@@ -110,9 +110,9 @@ def verdict(record: Record) -> list[str]:
     """What was gained over the reference policy and the original, in sentences that do not flatter."""
     if record.best is None or record.first is None:
         return ["Nothing has been evaluated yet."]
-    if not record.best.feasible:
+    if record.misses:
         first = _miss_verdict(record)
-    elif record.best.index == 0:
+    elif record.best.index == record.first.index:
         first = f"No policy beat the {record.reference} one in {_evaluations(record)}."
     elif record.config.problem.goal == "accuracy":
         first = _score_verdict(record)
@@ -122,7 +122,7 @@ def verdict(record: Record) -> list[str]:
 
 
 def _evaluations(record: Record) -> str:
-    count = len(record.log)
+    count = len(record.log) - record.round_start
     return f"{count:,} evaluation{'s' if count != 1 else ''}"
 
 
@@ -167,8 +167,15 @@ def _cost_verdict(record: Record) -> str:
 
 
 def _miss_verdict(record: Record) -> str:
-    """What to say where no measured network keeps the latency budget."""
+    """What to say where no network is within the drop, or where no measured one keeps the latency budget."""
     assert record.best is not None
+    if record.misses_drop:
+        lost = record.original.reward_score - record.best.score
+        return (
+            f"No network of {_evaluations(record)} is within the allowed drop of "
+            f"{points(record.config.problem.max_drop / 100).lstrip('+')}: the most accurate loses "
+            f"{points(lost).lstrip('+')} of {record.score_name} on the reward split."
+        )
     latency, limit = record.best.costs["latency"], record.limits["latency"]
     return (
         f"No network that was measured in {_evaluations(record)} keeps the latency budget of "

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from agents.checkpoint import CHECKPOINT_FOLDER
-from agents.latency_file import read_latency, write_latency
+from agents.latency_file import MeasuredBefore, read_latency, write_latency
 from agents.log import EvaluationLog, Row
 from agents.outcome import ACTOR, ORIGINAL, Outcome, final_figures
 from agents.run_config import CONFIG_FILE, RunConfig, continued, read_config, read_facts, write_config
@@ -263,7 +263,8 @@ def start_run(
         check_new_folder(folder)  # again: another process may have taken the name in the meantime
         folder.mkdir(parents=True, exist_ok=True)
         if "latency" in config.problem.active_costs:
-            write_latency(folder, problem.target.profile, problem.baseline.samples)
+            before = MeasuredBefore(problem.target.profile, problem.baseline.samples)
+            write_latency(folder, before, problem.predictor_figures)
         write_config(folder, config, run_facts(problem))
     except BaseException:
         problem.close()
@@ -341,7 +342,9 @@ def standard(problem: Problem, texts: Sequence[str] | None) -> Standard:
     """How policies are judged under a problem's budgets, or under others."""
     budgets = problem.budgets if texts is None else problem.parse_budgets(texts)
     limits = {budget.cost.name: budget.limit for budget in budgets}
-    return Standard(problem.make_reward(texts), problem.confirmation(texts), limits)
+    smallest = problem.config.minimize if problem.config.goal == "cost" else ""
+    reward, confirmation = problem.make_reward(texts), problem.confirmation(texts)
+    return Standard(reward, confirmation, limits, problem.least_score, smallest)
 
 
 def run_facts(problem: Problem) -> dict[str, Any]:

@@ -33,12 +33,14 @@ class SourceConfig:
     width: float = 1.0
     """Multiplier of all channel counts that the network was trained with."""
     data: str = "digits"
-    """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), a folder with train/<class>/ and
-    val/<class>/, or package.module:factory; with boxes: shapes, voc."""
+    """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), voc-crops (objects of data in VOC's
+    layout), a folder with train/<class>/ and val/<class>/, or package.module:factory; with
+    boxes: shapes, voc."""
     data_root: Path = Path("data")
     """Folder that holds cifar-10-batches-py, or data in VOC's layout."""
     side: int | None = None
-    """Height and width in pixels for data that can be resized: digits (32 by default), folders (224)."""
+    """Height and width in pixels for data that can be resized: digits (32 by default), voc-crops (64),
+    folders (224)."""
     task: str = "classification"
     """Loss and score: classification, detection, retrieval, or package.module:factory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -39,7 +39,7 @@ class SearchResult:
 
     @property
     def best(self) -> Row | None:
-        """The evaluation with the highest reward."""
+        """The best evaluation."""
         return self.log.best()
 
 
@@ -201,7 +201,8 @@ class _Loop:
                 f"{measured.score} and its costs are {measured.costs}."
             )
         feasible = standard.feasible(measured)
-        row = self.log.add(measured, reward, self.searcher.metrics(index), feasible, case)
+        leads = standard.leads(measured, reward, self.log.best(case))
+        row = self.log.add(measured, reward, self.searcher.metrics(index), leads, feasible, case)
         if row.best_index == index:
             _write_best(self.log)
         for callback in self.callbacks:
@@ -210,11 +211,12 @@ class _Loop:
 
     def _judge(self, evaluation: Evaluation, case: str, standard: Standard) -> tuple[Evaluation, float]:
         """The evaluation and its reward; with a measured latency if it would be the best of its case."""
-        if self.log.best(case) is None:
+        best = self.log.best(case)
+        if best is None:
             standard.reward.set_reference(evaluation)
         reward = standard.reward(evaluation)
         predicted = evaluation.latency_source == "predicted"
-        if standard.latency is None or not predicted or not self.log.would_lead(reward, case):
+        if standard.latency is None or not predicted or not standard.leads(evaluation, reward, best):
             return evaluation, reward
         started = time.perf_counter()
         measured = standard.latency.measure(evaluation)

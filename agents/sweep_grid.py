@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from agents.cooling_rounds import first_config
 from agents.run_config import CONFIG_FILE, RunConfig, SourceConfig, read_config
 from agents.searcher import check_searcher
 from agents.source import load_source
@@ -96,6 +97,9 @@ def check_trials(trials: Sequence[Trial], folder: Path) -> None:
     for algorithm, goal in {(t.config.agent.algorithm, t.config.problem.goal) for t in trials}:
         check_searcher(algorithm, goal)
     for trial in trials:
+        if trial.config.cooling.is_on:
+            first_config(trial.config)
+    for trial in trials:
         if (folder / trial.name / CONFIG_FILE).exists():
             _check_same(folder / trial.name, trial.config)
     for target in {trial.config.problem.target for trial in trials}:
@@ -108,7 +112,9 @@ def _check_same(folder: Path, wanted: RunConfig) -> None:
     stored = read_config(folder)
     for part in fields(wanted):
         old, new = getattr(stored, part.name), getattr(wanted, part.name)
-        for name in (field.name for field in fields(new) if field.name not in FREE):
+        # The evaluations of a cooled search are divided among its rounds.
+        free = FREE - {"evaluations"} if wanted.cooling.is_on else FREE
+        for name in (field.name for field in fields(new) if field.name not in free):
             if getattr(old, name) != getattr(new, name):
                 raise UserError(
                     f"{folder} was made with --{name.replace('_', '-')} {getattr(old, name)}, and not "
@@ -145,4 +151,5 @@ def _name(network: str, config: RunConfig) -> str:
     wanted = [budget.replace("=", "") for budget in config.problem.budgets]
     if config.problem.goal == "cost":
         wanted.append(f"min-{config.problem.minimize}")
-    return "-".join([network, *wanted, config.agent.algorithm, f"seed{config.agent.seed}"])
+    rounds = [config.cooling.cooling] if config.cooling.is_on else []
+    return "-".join([network, *wanted, config.agent.algorithm, *rounds, f"seed{config.agent.seed}"])

@@ -1,6 +1,7 @@
 """`apply`: from a network and a policy to a really smaller module; one function for search and export."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from functools import partial
 from typing import Protocol
@@ -35,6 +36,23 @@ class Phase(IntEnum):
     ACTIVATIONS = 3
 
 
+COPY_AND_SLICE = "copy and slice"
+PARTS = {
+    Phase.STRUCTURE: COPY_AND_SLICE,
+    Phase.OPERATOR: "operator fits",
+    Phase.WEIGHTS: "quantization",
+    Phase.ACTIVATIONS: "quantization",
+}
+"""What those who watch an evaluation call the work of each phase."""
+Watch = Callable[[str], AbstractContextManager[None]]
+"""Hears the name of a part of an evaluation when it begins; its context lasts as long as the part does."""
+
+
+def unwatched(part: str) -> AbstractContextManager[None]:
+    """Nobody wants to know."""
+    return nullcontext()
+
+
 class Compressor(Protocol):
     """One way to compress layers.
 
@@ -53,10 +71,21 @@ class Compressor(Protocol):
         """
 
 
-def apply(policy: CompressionPolicy, network: Network, compressors: Sequence[Compressor]) -> fx.GraphModule:
+def apply(
+    policy: CompressionPolicy,
+    network: Network,
+    compressors: Sequence[Compressor],
+    watch: Watch = unwatched,
+) -> fx.GraphModule:
     """Compress a copy of the network as the policy says.
 
     Batch-norm statistics and activation ranges are not fitted yet: see `amc.recovery.calibrate`.
+
+    Args:
+        policy: the decisions.
+        network: the original; not changed.
+        compressors: what carries them out, in the order of their phases.
+        watch: hears which phase is at work.
 
     Raises:
         UserError: the policy does not belong to this network.
@@ -67,10 +96,12 @@ def apply(policy: CompressionPolicy, network: Network, compressors: Sequence[Com
         raise UserError(f"The policy replaces {replaced[0]}, and nothing here carries that out.")
     if policy.values("code") and not any(knob.name == "code" for one in compressors for knob in one.knobs):
         raise UserError("The policy chooses the length of a code, and nothing here carries that out.")
-    network = network.without(policy.removed)
-    model = network.copy()
+    with watch(COPY_AND_SLICE):
+        network = network.without(policy.removed)
+        model = network.copy()
     for compressor in sorted(compressors, key=lambda compressor: compressor.phase):
-        compressor.apply(model, network, policy)
+        with watch(PARTS[compressor.phase]):
+            compressor.apply(model, network, policy)
     return model
 
 
@@ -103,7 +134,7 @@ class ChannelPruning:
         self.knob = knob or WidthKnob()
         self.knobs: tuple[Knob, ...] = (self.knob,)
 
-    def refitting(self, reconstruction: Reconstruction) -> "ChannelPruning":
+    def refitting(self, reconstruction: Reconstruction | None) -> "ChannelPruning":
         """The same channels, refitted in another way."""
         return ChannelPruning(self.ranking, self.knob, reconstruction)
 

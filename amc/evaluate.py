@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from amc.compress import RENORMALIZED, ChannelPruning, Compressor, apply
+from amc.compress import RENORMALIZED, ChannelPruning, Compressor, Watch, apply, unwatched
 from amc.costs.symbolic import Cost
 from amc.inference import fold_norms, inference_form, take_calibration
 from amc.network import Network
@@ -83,6 +83,7 @@ class Evaluator:
         tuning: trains each network a little before it is scored, where the search asks for it.
         delivery: what carries out a policy whose network is to be kept, where that takes more time than a
             search has for each; made when it is first needed.
+        watch: hears which part of an evaluation is at work; for whoever asks where the time goes.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Evaluator:
         self.predict_latency: Callable[[np.ndarray], float] | None = None
         self.tuning: BriefTuning | None = None
         self.delivery: Callable[[], Sequence[Compressor]] | None = None
+        self.watch: Watch = unwatched
         self._known: dict[str, Evaluation] = {}
         self._wanted: dict[str, Tensor] | None = None
 
@@ -136,18 +138,25 @@ class Evaluator:
         self, policy: CompressionPolicy, compressors: Sequence[Compressor]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """The policy's network, and the same in the form that is scored."""
-        model = apply(policy, self.network, compressors).to(self.device)
-        fast = inference_form(model)
+        model = apply(policy, self.network, compressors, self.watch).to(self.device)
+        fast = self._inference_form(model)
         if not (model.meta.get(RENORMALIZED) and policy.only_prunes):
-            with self._arithmetic(fast):
-                calibrate(fast, self.calibration)
-            take_calibration(model, fast)
+            with self.watch("calibration"):
+                with self._arithmetic(fast):
+                    calibrate(fast, self.calibration)
+                take_calibration(model, fast)
         if has_norms(model):
-            fold_norms(fast)
+            with self.watch("fold norms"):
+                fold_norms(fast)
         elif self.calibration:
-            correct_biases(model, self._wanted_means(policy), self.calibration[:1])
-            fast = inference_form(model)
+            with self.watch("bias correction"):
+                correct_biases(model, self._wanted_means(policy), self.calibration[:1])
+            fast = self._inference_form(model)
         return model, fast
+
+    def _inference_form(self, model: fx.GraphModule) -> fx.GraphModule:
+        with self.watch("inference form"):
+            return inference_form(model)
 
     def _arithmetic(self, fast: fx.GraphModule) -> AbstractContextManager[None]:
         """In what the form that is scored computes."""
@@ -219,9 +228,10 @@ class Evaluator:
         start = time.perf_counter()
         model, fast = self._calibrated(policy, self.compressors)
         if self.tuning is not None:
-            self.tuning(model)
-            fast = inference_form(model)
-        with self._arithmetic(fast):
+            with self.watch("brief tuning"):
+                self.tuning(model)
+            fast = self._inference_form(model)
+        with self.watch("scoring"), self._arithmetic(fast):
             score = self.task.score(fast, "reward")
         return self.complete(policy, score, time.perf_counter() - start, model)
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.fx
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import UserError
@@ -103,6 +103,17 @@ class Scattering(FixedStage):
     def extra_repr(self) -> str:
         """Shown when the network is printed."""
         return f"scales={self.scales}"
+
+
+def expansion_notes(model: nn.Module) -> tuple[str, ...]:
+    """A sentence for every stage of a model whose coefficients are more numbers than its images."""
+    stages = [module for module in model.modules() if isinstance(module, Scattering)]
+    return tuple(
+        f"Scattering at J = {stage.scales} expands the data: {1 / stage.compression():.2f} coefficients for "
+        "each number of an image; it compresses from J = 3 on."
+        for stage in stages
+        if stage.compression() < 1
+    )
 
 
 def coefficients(x: Tensor, scales: int) -> Tensor:

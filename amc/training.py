@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amc.data.images import ImageData
 from amc.errors import UserError
+from amc.precision import computes_in_bfloat16
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -213,9 +214,7 @@ def _epoch(
     batches = data.batches(
         "train", recipe.batch_size, generator, recipe.augment, drop_last=True, device=device
     )
-    # With AVX2, the gradient of a strided 1x1 convolution of fewer than 8 channels corrupts memory where
-    # channels come last (uxlfoundation/oneDNN, issue 6035), and pruning makes such convolutions.
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    layout = _layout(device)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout draws from the global generator
@@ -234,3 +233,14 @@ def _epoch(
             f"The training loss became {float(total)} in epoch {index + 1}: lower the learning rate."
         )
     return float(total) / per_epoch
+
+
+def _layout(device: torch.device) -> torch.memory_format:
+    """How batches lie in memory: by whole pixels where convolutions are faster for it.
+
+    With AVX2, the gradient of a strided 1x1 convolution of fewer than 8 channels corrupts memory where
+    channels come last (uxlfoundation/oneDNN, issue 6035), and pruning makes such convolutions. CPUs that
+    compute in bfloat16 take other kernels, for float32 too.
+    """
+    by_pixels = device.type == "cuda" or computes_in_bfloat16("auto", device)
+    return torch.channels_last if by_pixels else torch.contiguous_format

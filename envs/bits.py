@@ -83,7 +83,7 @@ def choose_bits(config: ProblemConfig, target: Target) -> tuple[Bits, Bits, tupl
         kept = _that_pay_off(weights, target), _that_pay_off(activations, target)
         notes += (_speed_note(config, target, {*weights, *activations}, {*kept[0], *kept[1]}),)
         weights, activations = kept
-    return weights, activations, notes
+    return weights, activations, notes + (_doubts(target) if latency else ())
 
 
 def _ends(network: Network) -> tuple[str, ...]:
@@ -115,6 +115,16 @@ def _speed_note(config: ProblemConfig, target: Target, asked_for: Set[int], kept
     return (
         f"Fewer than 8 bits bring nothing on {target.name}{asked}: a layer runs in 8-bit integers or in "
         f"floats, with channels in steps of {config.width_multiple or target.width_multiple}."
+    )
+
+
+def _doubts(target: Target) -> tuple[str, ...]:
+    """Says where a busy machine has decided which bits and channel steps take part."""
+    if target.profile.reliable:
+        return ()
+    return (
+        f"The machine was too busy to calibrate {target.name}: which bits and which steps of channels pay "
+        "may be wrong, and a new run on a quieter machine finds out again.",
     )
 
 

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from amc.costs.latency.cost import LatencyCost
 from amc.costs.latency.fitting import make_predictor, sample_latencies
@@ -15,6 +16,38 @@ from amc.targets.meter import LatencyMeter
 from amc.targets.protocol import NOISE_FLOOR
 from envs.problem_config import is_latency
 from envs.reward import keeps_latency
+
+ENOUGH_POLICIES = 100
+"""Unseen policies from which on their mean error is taken as it stands."""
+
+
+@dataclass(frozen=True)
+class PredictorFigures:
+    """How good a latency predictor is when a search begins.
+
+    Attributes:
+        policies: measured random policies, each of which was predicted by a fit that had not seen it.
+        mape: mean absolute relative error of those predictions.
+        margin: what is kept free below the budget, as a fraction of a prediction near it.
+    """
+
+    policies: int
+    mape: float
+    margin: float
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few policies to take the error as it stands."""
+        return self.policies < ENOUGH_POLICIES
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "PredictorFigures":
+        """Rebuild figures; raises KeyError, TypeError or ValueError if `data` are none."""
+        return cls(int(data["policies"]), float(data["mape"]), float(data["margin"]))
 
 
 class LatencyBudget:
@@ -79,14 +112,23 @@ class LatencyBudget:
         """
         return limit / (1.0 + NOISE_FLOOR) if self.meter.target.unit == "ms" else limit
 
+    def figures(self, limit: float) -> PredictorFigures:
+        """How good the predictor is near a limit in the target's unit."""
+        return PredictorFigures(len(self.samples), self.predictor.mape, self.margin(limit))
+
     def note(self, limit: float) -> str:
-        """How good the predictor is, for a person with this limit in the target's unit."""
-        predictor, target = self.predictor, self.meter.target
-        return (
-            f"Latency on {target.name} is predicted from {len(self.samples)} measured random policies; on "
-            f"policies that the fit had not seen its mean error is {predictor.mape:.1%}, and the budget is "
-            f"kept with a margin of {self.margin(limit):.1%}."
+        """The same for a person."""
+        figures, target = self.figures(limit), self.meter.target
+        note = (
+            f"Latency on {target.name} is predicted from {figures.policies} measured random policies; on "
+            f"policies that the fit had not seen its mean error is {figures.mape:.1%}, and the budget is "
+            f"kept with a margin of {figures.margin:.1%}."
         )
+        doubt = (
+            f" Fewer than {ENOUGH_POLICIES} policies say little about that error: there were no others, or "
+            "no time for them."
+        )
+        return note + (doubt if figures.few else "")
 
 
 @dataclass(frozen=True)

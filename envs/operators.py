@@ -39,9 +39,19 @@ def make_operator_knobs(config: ProblemConfig, network: Network) -> tuple[Operat
         f"{offering} of {len(network.layers)} layers may be replaced ({', '.join(useful)}); the others have "
         "no kernel that could be simplified.",
     )
+    if config.reconstruction != "symmetric":
+        notes += (
+            f"--reconstruct {config.reconstruction} leaves what replaces a layer as its weights give it: "
+            "only symmetric fits it to the layer's responses.",
+        )
     return (choice, AmountKnob(choice)), notes
 
 
 def _lowers(name: str) -> frozenset[str]:
+    """Costs that an operator can lower, on any target.
+
+    Without parts the layer's own convolution runs, its kernels spelled out, and in floats: no runtime that a
+    target stands for knows anything else. With parts, whether a target gains from them is measured.
+    """
     operator = get_operator(name)
     return operator.lowers if operator.quantizes else operator.lowers - {"latency"}

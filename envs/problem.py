@@ -5,6 +5,7 @@ only a walk, `evaluate` and a reward.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,7 @@ from amc.pruning.block_importance import deepest_blocks
 from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
 from amc.pruning.reconstruction import SymmetricReconstruction
 from amc.recovery.brief_tuning import BriefTuning
+from amc.scattering import expansion_notes
 from amc.space import Space
 from amc.targets import Target, get_target
 from amc.targets.meter import LatencyMeter
@@ -33,12 +35,12 @@ from amc.tasks.base import Task
 from envs.bits import make_knobs
 from envs.budget_range import case_name
 from envs.case_walk import CaseWalk
-from envs.latency_budget import Confirmation, LatencyBudget, check_unit, make_latency_budget
+from envs.latency_budget import Confirmation, LatencyBudget, PredictorFigures, check_unit, make_latency_budget
 from envs.operators import make_operator_knobs
 from envs.own_choices import code_costs, own_compressors
 from envs.problem_config import ProblemConfig, is_latency
 from envs.pruning import make_delivery, make_reconstruction, rank
-from envs.reward import CostReward, LatencyLimit, PaperReward, Reward, ScoreReward, ShareReward
+from envs.reward import LatencyLimit, Reward, goal_reward, least_score, reward_notes
 from envs.walk import Walk
 
 
@@ -96,6 +98,12 @@ class Problem:
         """What a resumed run needs to know of the uncompressed network."""
         samples = self.latency.samples if self.latency else ()
         return Baseline(self.original_score, dict(self.original_costs), tuple(samples))
+
+    @property
+    def predictor_figures(self) -> PredictorFigures | None:
+        """How well latencies near the budget are predicted; None where no budget bounds them."""
+        limits = [budget.limit for budget in self.budgets if budget.cost.name == "latency"]
+        return self.latency.figures(min(limits)) if self.latency and limits else None
 
     @property
     def live(self) -> frozenset[str]:
@@ -159,7 +167,8 @@ class Problem:
         Raises:
             UserError: a budget cannot be read or reached.
         """
-        reward, confirmation = self._goal_reward(), self.confirmation(budgets)
+        reward = goal_reward(self.config, self.original_score, self.original_costs)
+        confirmation = self.confirmation(budgets)
         return LatencyLimit(reward, confirmation.limit) if confirmation else reward
 
     def confirmation(self, budgets: Sequence[str] | None = None) -> Confirmation | None:
@@ -174,15 +183,12 @@ class Problem:
             return None
         return Confirmation(self.latency, self.latency.kept_below(min(limits)))
 
-    def _goal_reward(self) -> Reward:
-        if self.config.shares:
-            return ShareReward(self.original_score)
-        if self.config.goal == "accuracy":
-            return ScoreReward()
-        if self.config.reward == "paper":
-            return PaperReward(self.config.minimize)
-        original = self.original_costs[self.config.minimize]
-        return CostReward(self.config.minimize, original, self.original_score, self.config.max_drop / 100)
+    @property
+    def least_score(self) -> float:
+        """The lowest score that a best policy may have; without a drop to keep to there is none."""
+        if self.config.goal != "cost":
+            return -math.inf
+        return least_score(self.original_score, self.config.max_drop / 100)
 
     def close(self) -> None:
         """Stop the measuring process."""
@@ -228,6 +234,8 @@ def build_problem(
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     choices, notes = _choices(network, task, config, target)
+    notes += reward_notes(config)
+    notes += expansion_notes(network.module)
     space = choices.space
     costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
     costs |= code_costs(space, costs, config)

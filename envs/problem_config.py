@@ -15,6 +15,7 @@ from envs.budget_range import is_range, spread
 DEFAULT_BUDGET = "macs=0.5"
 
 Reference = Literal["auto", "balanced", "uniform"]
+Reconstruct = Literal["auto", "none", "symmetric", "asymmetric"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,18 @@ class ProblemConfig:
     """accuracy: the best score within the budgets; cost: the smallest cost within --max-drop."""
     budget: tuple[str, ...] = ()
     """Upper limits such as macs=0.5 (of the original's), size=100KB or bops=0.02; several may hold at once.
-    Costs: macs (or flops), params, size, bops, and latency on --target (latency=0.25 or latency=1.5ms); for
-    --task retrieval code=24 (bits of a code) and storage=100KB (network and --database). With
-    --goal accuracy and no budget: macs=0.5. A range such as macs=0.2..0.8 trains one agent for all budgets in
-    it, at --levels of them in turn."""
+    Costs: macs (or flops), params, size, bops, latency on --target (latency=0.25 or latency=1.5ms), and
+    nonzeros (weights that are not zero: single weights go, which makes nothing faster); for --task retrieval
+    code=24 (bits of a code) and storage=100KB (network and --database). With --goal accuracy and no budget:
+    macs=0.5. A range such as macs=0.2..0.8 trains one agent for all budgets in it, at --levels of them in
+    turn."""
     levels: int = 13
     """Budgets that a range is spread over, both ends included; each has a reference policy and a best one."""
     minimize: Literal["latency", "macs", "params", "size", "bops"] = "latency"
     """The cost that --goal cost makes small; latency is measured for every policy on --target."""
     max_drop: float = 1.0
-    """Largest loss of score, in points, that --goal cost accepts before fine-tuning."""
+    """Largest loss of score on the reward split, in points, that --goal cost accepts before fine-tuning: the
+    best policy is the smallest within it, or the most accurate of all if none is."""
     reference_keep: float = 0.9
     """Fraction of the reference policy, around which the search starts, where no budget bounds the widths."""
     reward: Literal["default", "paper", "share"] = "default"
@@ -42,8 +45,8 @@ class ProblemConfig:
     the share that is won back of what the reference policy loses, as a range of budgets and several networks
     have it."""
     target: str = "openvino"
-    """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions, or
-    package.module:factory."""
+    """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions (an emulated
+    Cortex-A76), arm-instructions-a53, or package.module:factory."""
     width_multiple: int | None = None
     """Channel counts are multiples of this; the target's where latency counts, otherwise 1."""
     min_channels: int = 1
@@ -68,7 +71,7 @@ class ProblemConfig:
     """Where searches start and rewards count from: at about the same predicted error in all layers (balanced,
     which needs --importance obs and no --operators), or at one keep ratio for all (uniform); by default at
     whichever scores better."""
-    reconstruct: Literal["auto", "none", "symmetric", "asymmetric"] = "auto"
+    reconstruct: Reconstruct = "auto"
     """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
     inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric,
     which takes longer for every policy, and loses far less). Asymmetric, and with --operators symmetric."""

@@ -1,11 +1,13 @@
 """Rewards: one number for a finished policy, paid at the last step of the episode."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from amc.errors import UserError
 from amc.evaluate import Evaluation
+from envs.problem_config import ProblemConfig
 
 SCORE_SCALE = 0.1
 """Ten points of accuracy are worth one unit of reward under a budget."""
@@ -18,6 +20,8 @@ LEAST_LOSS = 0.02
 
 NANOSECONDS_PER_MS = 1e6
 
+ROUNDING = 1e-9
+"""Far less than one image of a reward split: a loss of exactly the allowed drop is within it."""
 
 MISS, MISS_SCALE = 1.0, 0.1
 """A network that was measured above the latency budget loses 1, and 1 more for every 10 % above it."""
@@ -62,6 +66,11 @@ class LatencyLimit:
 def keeps_latency(evaluation: Evaluation, limit: float) -> bool:
     """Whether no measurement says that an evaluated policy takes longer than `limit`."""
     return evaluation.latency_source in ("", "predicted") or evaluation.costs["latency"] <= limit
+
+
+def least_score(original_score: float, max_drop: float) -> float:
+    """The lowest score that is within a drop of the original's, all of them in [0, 1]."""
+    return original_score - max_drop - ROUNDING
 
 
 class ScoreReward:
@@ -115,6 +124,9 @@ class ShareReward:
 class CostReward:
     """For the smallest network within a drop: log2(cost of the original / cost) - excess drop / 0.01.
 
+    It shows the way back to the drop and does not forbid: a network that loses more and is small enough can
+    have the higher reward. Which network is the best of a search is decided beside it, by `least_score`.
+
     Attributes:
         cost: name of the minimised cost.
         original_cost: the uncompressed network's, in the cost's unit.
@@ -141,7 +153,7 @@ class PaperReward:
     """AMC's accuracy-guaranteed reward: -error x log(cost) (He et al., ECCV 2018, section 3.4).
 
     The cost is an absolute count (MACs, parameters, bytes, nanoseconds), so that its logarithm is
-    positive: in milliseconds below 1 the product would pay for wrong answers.
+    positive: in milliseconds below 1 the product would pay for wrong answers. It knows no allowed drop.
 
     Attributes:
         cost: name of the minimised cost.
@@ -158,3 +170,30 @@ class PaperReward:
         if count <= 1.0:
             raise UserError(f"--reward paper needs {self.cost} above 1 as an absolute count, not {count:g}.")
         return -(1.0 - evaluation.score) * math.log(count)
+
+
+def goal_reward(config: ProblemConfig, original_score: float, original_costs: Mapping[str, float]) -> Reward:
+    """The reward of the configured goal, whatever latencies may be measured.
+
+    Args:
+        config: what is wanted.
+        original_score: the uncompressed network's on the reward split, in [0, 1].
+        original_costs: its costs by name.
+    """
+    if config.shares:
+        return ShareReward(original_score)
+    if config.goal == "accuracy":
+        return ScoreReward()
+    if config.reward == "paper":
+        return PaperReward(config.minimize)
+    return CostReward(config.minimize, original_costs[config.minimize], original_score, config.max_drop / 100)
+
+
+def reward_notes(config: ProblemConfig) -> tuple[str, ...]:
+    """What a person should know about the reward before the search."""
+    if config.goal != "cost" or config.reward != "paper":
+        return ()
+    return (
+        f"--reward paper pays for accuracy and {config.minimize} alone and knows no allowed drop; --max-drop "
+        f"{config.max_drop:g} decides which of the networks that it leads to is handed over.",
+    )

@@ -37,7 +37,8 @@ class ApplyAgent:
     freeze: tuple[str, ...] = ()
     """Layers whose output channels are never pruned, as shell patterns: 'layer1.*'."""
     target: str = "openvino"
-    """Runtime that the network is for: openvino, onnxruntime, litert, or package.module:factory."""
+    """Runtime that the network is for: openvino, onnxruntime, litert, arm-instructions,
+    arm-instructions-a53, or package.module:factory."""
     source: SourceConfig = field(default_factory=SourceConfig)
     """The trained network and its data."""
 

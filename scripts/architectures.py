@@ -28,7 +28,7 @@ from amc.slicing import mask_group
 from amc.space import Space
 from scripts.architectures_page import write_architectures
 from scripts.cli import run as run_script
-from scripts.results_runner import Row, Rows, Runner
+from scripts.results_runner import Row, RowOptions, Rows, Runner
 
 BUDGET = "macs=0.5"
 CLASSES, SIDE, IMAGES = 10, 64, 4
@@ -47,13 +47,11 @@ SIDES = {"inception_v3": 96, "torchvision:googlenet": 96}
 
 
 @dataclass(frozen=True)
-class Architectures:
-    """Options; rows that the output already has are not made again."""
+class Architectures(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'timm:resnet*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = Path("docs/results/architectures.json")
     """Figures file; every finished row is written at once, and the page beside it."""
     threads: int = 1
@@ -92,7 +90,7 @@ def main(options: Architectures) -> None:
         summary=summary,
         prepare=list,
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
     if not options.list:
         write_architectures(options.out, runner.rows(), [spec.name for spec in plan()])
 

@@ -74,7 +74,8 @@ def _introduction(done: int, planned: int, good: int) -> str:
         f"the largest relative errors of a float file; {FLOAT_TOLERANCE:g} is allowed. Channel groups: those "
         "that can be pruned, of all but the network's output.\n\n"
         f"{good} of {done} networks could be halved; {done} of {planned} rows are made. "
-        "`python -m scripts.architectures` makes the missing ones and writes this page. Where the column of "
+        "`python -m scripts.architectures` makes the missing ones "
+        "(with `--again` the measured ones too) and writes this page. Where the column of "
         "a runtime holds a word, no file was written for it and the word is the operation without exact "
         "translation."
     )

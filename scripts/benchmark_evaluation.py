@@ -1,12 +1,10 @@
 """Where the milliseconds of one evaluation go, and what worker processes gain."""
 
-import copy
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,15 +21,14 @@ from agents.run_config import SourceConfig
 from agents.searcher import make_searcher
 from agents.source import load_source, prepare_device
 from agents.workers import Evaluating, WorkerPool
-from amc.compress import ChannelPruning, Compressor, apply
 from amc.errors import UserError
 from amc.files import write_json
-from amc.inference import fold_norms, inference_form
 from amc.policy import CompressionPolicy
-from amc.recovery.calibrate import calibrate
 from amc.targets import describe_machine
+from amc.targets.machine import allowed_cores
 from envs.problem import Problem, ProblemConfig, build_problem
 from scripts.cli import run
+from scripts.evaluation_phases import Stopwatch, phases_of
 from scripts.progress import print_table
 
 AGENT_EPISODES = 5
@@ -42,10 +39,11 @@ AGENT_EPISODES = 5
 class BenchmarkEvaluation:
     """Options of the measurement."""
 
-    workers: int = os.cpu_count() or 1
-    """Worker processes to compare with one."""
+    workers: int = len(allowed_cores())
+    """Worker processes to compare with one; by default one for every core that may be used."""
     repeats: int = 8
-    """Random policies to evaluate: one after the other in this process, and as many for each worker."""
+    """Random policies to evaluate: one after the other in this process, and as many for each worker; one more
+    comes first and is not counted."""
     json: Path | None = None
     """Also write the figures to this file."""
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -61,7 +59,8 @@ class Figures:
     """What was measured.
 
     Attributes:
-        phases: milliseconds of each part of one evaluation, medians in this process.
+        phases: milliseconds of each part of one evaluation in this process, means, which add up to the whole
+            evaluation; "agent" comes on top.
         in_process: seconds an evaluation in this process, with all of its threads.
         one_worker, all_workers: seconds an evaluation with one worker and with all.
         load: the machine's load average of a minute, before and after.
@@ -90,7 +89,7 @@ def main(options: BenchmarkEvaluation) -> None:
     print_table(table_of(figures, options.workers))
     print(
         f"{options.source.model}, {len(problem.task.data.reward)} reward images, "
-        f"{sum(map(len, problem.evaluator.calibration))} calibration images, {os.cpu_count()} cores; "
+        f"{sum(map(len, problem.evaluator.calibration))} calibration images, {len(allowed_cores())} cores; "
         f"load {figures.load[0]:.2f} before, {figures.load[1]:.2f} after"
     )
     if options.json is not None:
@@ -108,11 +107,11 @@ def check(options: BenchmarkEvaluation) -> None:
 
 
 def measure(problem: Problem, options: BenchmarkEvaluation) -> Figures:
-    """All figures; the parts first, so that the tensors that they need are in memory for the rest."""
+    """All figures, of the same policies."""
     before = os.getloadavg()[0]
     searcher = make_searcher(problem.walk(), AgentConfig(algorithm="random"), 1)
     policies = searcher.ask(options.workers * (options.repeats + 1))
-    phases = phases_of(problem, policies[: options.repeats])
+    phases = phases_of(problem.evaluator, policies[: options.repeats + 1])
     phases["agent"] = agent_milliseconds(problem, options.agent)
     here, one, several = (
         seconds_each(problem, workers, policies, options.repeats) for workers in (0, 1, options.workers)
@@ -120,56 +119,21 @@ def measure(problem: Problem, options: BenchmarkEvaluation) -> Figures:
     return Figures(phases, here, one, several, (before, os.getloadavg()[0]))
 
 
-def phases_of(problem: Problem, policies: list[CompressionPolicy]) -> dict[str, float]:
-    """Median milliseconds of each part of an evaluation."""
-    evaluator, spent = problem.evaluator, dict[str, list[float]]()
-    slicing = [_without_reconstruction(each) for each in evaluator.compressors]
-    for policy in policies:
-        with _timed(spent, "copy and slice"):
-            apply(policy, evaluator.network, slicing)
-        with _timed(spent, "with least squares"):
-            model = apply(policy, evaluator.network, evaluator.compressors).to(evaluator.device)
-        with _timed(spent, "inference form"):
-            fast = inference_form(model)
-        with _timed(spent, "calibration"):
-            calibrate(fast, evaluator.calibration)
-        with _timed(spent, "fold norms"):
-            fold_norms(fast)
-        with _timed(spent, "scoring"):
-            problem.task.score(fast, "reward")
-    medians = {name: 1e3 * statistics.median(times) for name, times in spent.items()}
-    whole = medians.pop("with least squares")
-    return {"least squares": max(0.0, whole - medians["copy and slice"]), **medians}
-
-
-def _without_reconstruction(compressor: Compressor) -> Compressor:
-    if not isinstance(compressor, ChannelPruning):
-        return compressor
-    plain = copy.copy(compressor)
-    plain.reconstruction = None
-    return plain
-
-
-@contextmanager
-def _timed(spent: dict[str, list[float]], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    spent.setdefault(name, []).append(time.perf_counter() - started)
-
-
 def agent_milliseconds(problem: Problem, config: AgentConfig) -> float:
     """Median milliseconds in which the agent proposes one policy and learns from its reward."""
     walk = problem.walk()
     filling = config.batch_size // walk.length + 1
     searcher = make_searcher(walk, config, 2 * (filling + AGENT_EPISODES))
-    spent: dict[str, list[float]] = {}
+    taken: list[float] = []
     for reward in range(filling + AGENT_EPISODES):
-        with _timed(spent, "agent"):
+        stopwatch = Stopwatch()
+        with stopwatch("agent"):
             (policy,) = searcher.ask(1)
         evaluation = problem.evaluator.alone().complete(policy, 0.5, 0.0)
-        with _timed(spent, "learning"):
+        with stopwatch("agent"):
             searcher.tell([evaluation], [float(reward)])
-    return 1e3 * sum(statistics.median(times[filling:]) for times in spent.values())
+        taken.append(stopwatch.seconds["agent"])
+    return 1e3 * statistics.median(taken[filling:])
 
 
 def seconds_each(problem: Problem, workers: int, policies: list[CompressionPolicy], repeats: int) -> float:

@@ -41,7 +41,8 @@ def overview(rows: Sequence[Row]) -> list[str]:
         "time. Means and standard deviations over seeds.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
         "`python -m scripts.sift --images FOLDER --out data/sift.safetensors` computes the descriptors, "
-        "`python -m scripts.codec_results --weights FILE --data-root FOLDER` makes the missing rows.",
+        "`python -m scripts.codec_results --weights FILE --data-root FOLDER` makes the missing rows "
+        "(with `--again` the measured ones too).",
     ]
 
 

@@ -23,6 +23,7 @@ from amc.retrieval.faiss_index import require_faiss
 from scripts.cli import console
 from scripts.cli import run as run_script
 from scripts.codec_data import VectorSets, embedding_sets, pixel_sets, sift_sets
+from scripts.results_runner import RowOptions
 from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary
 
 SECTION = "codecs"
@@ -41,13 +42,11 @@ PIXEL_ITERATIONS = (25, 60)
 
 
 @dataclass(frozen=True)
-class CodecResults:
-    """Options; rows that the output already has are not made again."""
+class CodecResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'sift/sr-d/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = TASKS_FILE
     """Figures file; every finished row is written at once."""
     sift: Path = Path("data/sift.safetensors")
@@ -110,7 +109,7 @@ def main(options: CodecResults) -> None:
         prepare=lambda missing: prepare(options, missing, sets),
         section=SECTION,
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def plan() -> list[Spec]:

@@ -51,7 +51,8 @@ def overview(rows: Rows) -> list[str]:
         "equally, and the last share of the epochs comes after the last round. Budgets are fractions of the "
         "MACs. The reward split decides; the test split is only looked at afterwards.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours of one core. "
-        "`python -m scripts.cooling_results` makes the missing ones; `python -m scripts.cooling_page` writes "
+        "`python -m scripts.cooling_results` makes the missing ones "
+        "(with `--again` the measured ones too); `python -m scripts.cooling_page` writes "
         "this page from them.",
     ]
 

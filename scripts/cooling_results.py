@@ -43,7 +43,7 @@ def main(options: CoolingResults) -> None:
     if min(options.rounds, options.round_epochs) < 1:
         raise UserError("--rounds and --round-epochs must be at least 1.")
     rows = runner(options)
-    rows.run(rows.chosen(plan(), options.only), options.list)
+    rows.run(rows.chosen(plan(), options.only), options)
 
 
 def runner(options: CoolingResults) -> Runner[Spec]:

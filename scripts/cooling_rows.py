@@ -17,7 +17,7 @@ Schedule = Literal["linear", "exponential"]
 
 @dataclass(frozen=True)
 class CoolingResults(SearchResults):
-    """Options; rows that the output already has are not made again."""
+    """Options; rows that the output already has are made again only with --again."""
 
     out: Path = Path("docs/results/cooling.json")
     """Figures file; every finished row is written at once. Several calls may write to it side by side."""

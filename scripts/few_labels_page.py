@@ -45,7 +45,8 @@ def _overview(rows: Sequence[Row]) -> list[str]:
         f"from 4,000 labels and 46,000 unlabeled images, are {PAPER_ACCURACY[0]} % and {PAPER_ACCURACY[1]} % "
         "right.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} CPU-hours. "
-        "`python -m scripts.few_labels_results --data-root FOLDER` makes the missing ones, and each row in "
+        "`python -m scripts.few_labels_results --data-root FOLDER` makes the missing ones "
+        "(with `--again` the measured ones too), and each row in "
         "`tasks.json` names its own command.",
     ]
 

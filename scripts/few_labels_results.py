@@ -13,6 +13,7 @@ from amc.data import load_data
 from amc.errors import UserError
 from scripts.cli import run as run_script
 from scripts.few_labels_tuning import ARMS, Arm, FewLabelsOptions, Place, tune_with_few_labels
+from scripts.results_runner import RowOptions
 from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary
 
 SECTION = "few_labels"
@@ -22,13 +23,11 @@ LABELS, UNLABELED = 1000, 9000
 
 
 @dataclass(frozen=True)
-class FewLabelsResults:
-    """Options; rows that the output already has are not made again."""
+class FewLabelsResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'saas/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = TASKS_FILE
     """Figures file; every finished row is written at once."""
     runs: Path = Path("runs/few_labels")
@@ -72,7 +71,7 @@ def main(options: FewLabelsResults) -> None:
         prepare=lambda missing: prepare(options, missing),
         section=SECTION,
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def plan() -> list[Spec]:

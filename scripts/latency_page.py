@@ -11,21 +11,23 @@ from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
 from scripts.latency_page_targets import arm, predictor, profiles
-from scripts.latency_plots import Points, curves_png
-from scripts.latency_rows import BLOCKS_STEPS, HEADLINE_EPOCHS, TUNED_EPOCHS, plan
+from scripts.latency_plots import STYLES, Points, curves_png
+from scripts.latency_rows import BLOCKS_STEPS, plan
 from scripts.latency_words import (
+    PRIOR,
     Row,
     comparison,
     drop,
     made_by,
+    originals,
     points_of,
     row_name,
     same_searches,
     setting,
     title_of,
-    tuned_name,
     verdict,
     way,
+    winners,
 )
 from scripts.results_page import markdown_table, read_figures, write_page
 
@@ -52,6 +54,11 @@ def main(options: LatencyPage) -> None:
     parts += [*predictor(page), *profiles(page), *arm(page)]
     write_page(options.figures.with_suffix(".md"), [*parts, *page.missing()])
     print(options.figures.with_suffix(".md"))
+
+
+def panel_of(row: Row) -> str:
+    """Title of the panel that a row's points are drawn in."""
+    return f"{row['network']}, {row['target']} ({row['label']})"
 
 
 class Page:
@@ -85,8 +92,9 @@ class Page:
             "is measured in the same interleaved rounds (0.2 is five times as fast). Accuracies are of all "
             f"10,000 test images of CIFAR-10. {len(done)} of {len(plan())} rows are measured; those that "
             f"are took {hours:.1f} hours. `python -m scripts.latency_results` makes the missing ones, with "
-            "`--weights-20`, `--weights-56` and `--data-root`; `python -m scripts.latency_page` writes this "
-            "page from them.",
+            "`--weights-20`, `--weights-56` and `--data-root`. Rows that are there stay as they are, also "
+            "when the defaults have changed since; `--again` with another folder as `--runs` searches and "
+            "measures them anew. `python -m scripts.latency_page` writes this page from them.",
         ]
 
     def headline(self) -> list[str]:
@@ -116,6 +124,7 @@ class Page:
             title,
             *([markdown_table(headings, table)] if table else []),
             *(f"{title_of(row)}: {verdict(row)}" for row in rows),
+            PRIOR,
             made_by(rows),
         ]
 
@@ -126,11 +135,8 @@ class Page:
         panels = self._series(rows)
         if not panels:
             return [title, "*Not measured yet.*"]
-        originals = {
-            f"{row['network']}, {row['target']} ({row['label']})": row["test_accuracy_original"]
-            for row in rows
-            if "test_accuracy_original" in row
-        }
+        known = originals(self.rows)
+        crosses = {panel_of(row): known[row["network"]] for row in rows if row["network"] in known}
         table = [
             [name, f"{ratio:.3f}", f"{accuracy:.2%}"]
             for panel, series in panels.items()
@@ -141,7 +147,7 @@ class Page:
         return [
             title,
             "Un-tuned networks are scored in PyTorch; fine-tuned ones as exported files in their runtime.",
-            self.draw("latency_curves.png", curves_png(panels, originals), "Accuracy against latency"),
+            self.draw("latency_curves.png", curves_png(panels, crosses), "Accuracy against latency"),
             markdown_table(["network", "latency ratio", "test accuracy"], table),
             made_by(rows),
         ]
@@ -149,12 +155,8 @@ class Page:
     def _series(self, rows: list[Row]) -> dict[str, dict[str, Points]]:
         """Points of each panel by series."""
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        tuned = (tuned_name(epochs) for epochs in (TUNED_EPOCHS, HEADLINE_EPOCHS))
-        names = ("joint", "uniform", "int8 only", *tuned, tuned_name(HEADLINE_EPOCHS, True))
         for row in rows:
-            panel = panels.setdefault(
-                f"{row['network']}, {row['target']} ({row['label']})", {name: [] for name in names}
-            )
+            panel = panels.setdefault(panel_of(row), {name: [] for name in STYLES})
             for name, point in points_of(row):
                 # Rows made when the epochs were others have names of their own.
                 known = panel.setdefault(name, [])
@@ -182,6 +184,7 @@ class Page:
             "Surgeon's (obs), and what layers are refitted to: their inputs in the original (symmetric) or "
             "in the compressed network (asymmetric). The last of each are the defaults now.",
             markdown_table(headings, table),
+            "\n".join(winners(rows)),
             *same_searches(rows),
             made_by(rows),
         ]

@@ -1,7 +1,8 @@
 """The drawings of the latency results."""
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,21 +11,31 @@ from matplotlib.figure import Figure
 from scripts.latency_rows import HEADLINE_EPOCHS, TUNED_EPOCHS
 from scripts.latency_words import tuned_name
 
-BLUE, ORANGE, GREY, GREEN = "#3b7dd8", "#e8710a", "#8a8f98", "#2a9d5c"
+BLUE, ORANGE, GREY, GREEN, PURPLE = "#3b7dd8", "#e8710a", "#8a8f98", "#2a9d5c", "#8e44ad"
 PANEL = (4.6, 3.6)
 """Inches."""
+
+
+def _spots(color: str, marker: str, size: float) -> dict[str, Any]:
+    style = {"color": color, "marker": marker, "linestyle": "none", "markersize": size}
+    return style | {"markeredgecolor": "white", "markeredgewidth": 0.7}  # tells neighbours apart
+
+
 STYLES: dict[str, dict[str, Any]] = {
     "joint": {"color": BLUE, "marker": "o", "linewidth": 1.6},
     "uniform": {"color": GREY, "marker": "s", "linewidth": 1.2, "linestyle": "--"},
-    "int8 only": {"color": ORANGE, "marker": "D", "linestyle": "none", "markersize": 7},
-    tuned_name(TUNED_EPOCHS): {"color": GREEN, "marker": "^", "linestyle": "none", "markersize": 7},
-    tuned_name(HEADLINE_EPOCHS): {"color": GREEN, "marker": "*", "linestyle": "none", "markersize": 13},
-    tuned_name(HEADLINE_EPOCHS, True): {"color": BLUE, "marker": "*", "linestyle": "none", "markersize": 13},
+    "prune": _spots(ORANGE, "v", 7),
+    "int8 only": _spots(ORANGE, "D", 6),
+    "prune-int8": _spots(ORANGE, "P", 8),
+    "blocks": _spots(PURPLE, "o", 6),
+    tuned_name(TUNED_EPOCHS): _spots(GREEN, "^", 7),
+    tuned_name(HEADLINE_EPOCHS): _spots(GREEN, "*", 12),
+    tuned_name(HEADLINE_EPOCHS, True): _spots(PURPLE, "*", 12),
 }
-OTHER = {"color": "black", "marker": "*", "linestyle": "none", "markersize": 13}
-"""Rows made when the epochs were others."""
+OTHER_MARKERS = "phX8d"
+"""Of rows made when the epochs were others."""
 Points = Sequence[tuple[float, float]]
-ORIGINAL: dict[str, Any] = {"color": "black", "marker": "X", "linestyle": "none", "markersize": 8}
+ORIGINAL: dict[str, Any] = {"color": "black", "marker": "x", "linestyle": "none", "markeredgewidth": 2}
 
 
 def curves_png(panels: dict[str, dict[str, Points]], originals: dict[str, float]) -> bytes:
@@ -35,18 +46,32 @@ def curves_png(panels: dict[str, dict[str, Points]], originals: dict[str, float]
         originals: accuracy of the uncompressed network by panel title, where it is known.
     """
     figure, places = _panels(len(panels))
+    styles = styles_of(name for series in panels.values() for name, points in series.items() if points)
     for axes, (title, series) in zip(places, panels.items(), strict=True):
         for name, points in series.items():
             if points:
                 ratios, accuracies = zip(*sorted(points), strict=True)
-                style = STYLES.get(name, OTHER)
-                axes.plot(ratios, [100 * value for value in accuracies], label=name, **style)
+                axes.plot(ratios, [100 * value for value in accuracies], label=name, **styles[name])
         if title in originals:
             axes.plot([1], [100 * originals[title]], label="original", **ORIGINAL)
         axes.set_title(title, fontsize=10)
-        _finish(axes, "latency, fraction of the original's")
-    figure.axes[0].set_ylabel("test accuracy (%)")
+    _finish(places)
+    figure.supxlabel("latency, fraction of the original's", fontsize=10)
+    figure.supylabel("test accuracy (%)", fontsize=10)
+    _legend(figure, [*styles, "original"])
     return _png(figure)
+
+
+def styles_of(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each series is drawn, the known ones first; the others have the colour of their kind."""
+    found = dict.fromkeys(names)
+    markers = itertools.cycle(OTHER_MARKERS)
+    others = {
+        name: _spots(PURPLE if name.startswith("blocks") else GREEN, next(markers), 9)
+        for name in found
+        if name not in STYLES
+    }
+    return {name: style for name, style in STYLES.items() if name in found} | others
 
 
 def scatter_png(panels: dict[str, tuple[Points, float]]) -> bytes:
@@ -78,12 +103,25 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, places[:count]
 
 
-def _finish(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label)
-    axes.set_xlim(0, 1.05 * max(1.0, axes.dataLim.x1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3, linewidth=0.6)
-    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower right")
+def _finish(places: Sequence[Axes]) -> None:
+    """The same scales in all panels, so that these can be compared."""
+    slowest = max(1.0, *(axes.dataLim.x1 for axes in places))
+    for axes in places:
+        axes.set_xlim(0, 1.05 * slowest)
+        axes.set_ylim(0, 100)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3, linewidth=0.6)
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    """One for all panels, in this order."""
+    drawn: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        drawn |= zip(labels, handles, strict=True)
+    shown = [name for name in names if name in drawn]
+    style = {"ncols": 4, "frameon": False, "fontsize": 9}
+    figure.legend([drawn[name] for name in shown], shown, loc="outside upper center", **style)
 
 
 def _png(figure: Figure) -> bytes:

@@ -59,7 +59,7 @@ JOINT_KEYS = (
 
 def main(options: LatencyResults) -> None:
     """Make the missing rows of the latency results, in order; may be cut anywhere and repeated."""
-    runner(options).run(chosen(options), options.list)
+    runner(options).run(chosen(options), options)
 
 
 def runner(options: LatencyResults) -> Runner[Spec]:

@@ -9,6 +9,7 @@ from agents.config import AgentConfig, SearchConfig
 from agents.run_config import RunConfig, SourceConfig
 from amc.targets.machine import cpu_features
 from envs.problem_config import ProblemConfig
+from scripts.results_runner import RowOptions
 
 NETWORKS = ("resnet20", "resnet56")
 SEARCH_TARGETS = ("openvino", "litert")
@@ -39,13 +40,11 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class LatencyResults:
-    """Options; rows that the output already has are not made again."""
+class LatencyResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose ids match this shell pattern, as in 'joint/resnet56/*'; without @machine too."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = Path("docs/results/latency.json")
     """Figures file; every finished row is written at once."""
     runs: Path = Path("runs/latency")

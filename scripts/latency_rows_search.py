@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agents.report_data import load_record
 from agents.run import Run
 from agents.run_config import CONFIG_FILE
 from agents.source import load_source, prepare_device
@@ -106,7 +107,7 @@ def affordable_depth(options: LatencyResults, spec: Spec) -> float:
 
 
 def search_figures(run: Run) -> Figures:
-    """What a search took, and whether a measured network kept its budget."""
+    """What a search took, with which settings, and whether a measured network kept its budget."""
     best = run.log.best()
     assert best is not None
     latency, limits = run.problem.latency, [budget.limit for budget in run.problem.budgets]
@@ -118,6 +119,9 @@ def search_figures(run: Run) -> Figures:
         "feasible": best.feasible,
         "found_at_evaluation": best.index + 1,
         "predictor_margin": latency.margin(limits[0]) if latency else None,
+        "importance": run.config.problem.importance,
+        "reconstruct": run.config.problem.reconstruction,
+        "test_accuracy_original": load_record(run.folder).original.test_score,
     }
 
 

@@ -30,7 +30,8 @@ def overview(rows: Sequence[Row]) -> list[str]:
         "paper: 58.2 % for mimic, 62.1 % for quantized mimic). Students of one seed start from the same "
         "weights and see the same batches.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
-        "`python -m scripts.mimic_results --data-root FOLDER` makes the missing ones, and "
+        "`python -m scripts.mimic_results --data-root FOLDER` makes the missing ones "
+        "(with `--again` the measured ones too), and "
         "each row in `tasks.json` names its own command.",
     ]
 

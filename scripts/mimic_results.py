@@ -31,6 +31,7 @@ from amc.recovery.mimic import (
 from amc.tasks import DetectionTask
 from amc.training import Loss, Recipe
 from scripts.cli import run as run_script
+from scripts.results_runner import RowOptions
 from scripts.results_training import train_once
 from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary, place
 
@@ -59,13 +60,11 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class MimicResults:
-    """Options; rows that the output already has are not made again."""
+class MimicResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'student/bccd/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = TASKS_FILE
     """Figures file; every finished row is written at once."""
     runs: Path = Path("runs/mimic")
@@ -125,7 +124,7 @@ def main(options: MimicResults) -> None:
         prepare=lambda missing: prepare(options, missing),
         section=SECTION,
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def plan() -> list[Spec]:

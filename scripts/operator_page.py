@@ -3,18 +3,21 @@
 import io
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from agents.figures import operator_color
 from amc.policy import ORIGINAL_OPERATOR
-from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, plan
-from scripts.results_page import markdown_table
+from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, SCATTERING, SECONDS, plan
+from scripts.operator_scattering_page import scattering_section
+from scripts.results_page import Table, shown
 from scripts.results_runner import Row, Rows
 
-Table = list[dict[str, Any]]
+MOST_RATIO = 1.5
+"""Of the seconds of an evaluation with operators and of one without."""
+EXPECTED = {"32x8": 0.813, "64x1": 0.7185, "256x1": 0.837}
+"""Calibrated accuracy of each codebook, by an independent measurement with the same weights."""
 GREY = "#8a8f98"
 
 
@@ -24,27 +27,40 @@ def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
     tables = {
         "choice": choice_table([row for row in everything if row["part"] == CHOICE]),
         "fixed": fixed_table([row for row in everything if row["part"] == FIXED]),
+        "seconds": seconds_table([row for row in everything if row["part"] == SECONDS]),
         "clusters": cluster_table([row for row in everything if row["part"] == CLUSTERS]),
     }
+    scattering, section = scattering_section([row for row in everything if row["part"] == SCATTERING])
     unreachable = [f"- {name}: {row['unreachable']}" for name, row in rows.items() if "unreachable" in row]
-    return tables, [
+    return tables | scattering, [
         "# Operators",
         overview(rows),
         "## The agent chooses the operator",
         "Accuracy of the best policy of each search on the test split, before any fine-tuning: mean and "
         "standard deviation over seeds. `joint` may prune channels and replace layers, `pruning` prunes, the "
         "others keep all channels and only replace. Under size all of them choose bits, too; under latency "
-        "each layer runs in integers or in floats.",
+        "each layer runs in integers or in floats. All start from the uniform policy and refit pruned layers "
+        "to the original's inputs (`--reference uniform --reconstruct symmetric`): the asymmetric "
+        "reconstruction, which loses less, does not refit operators, so no arm has it.",
         shown(tables["choice"]),
         *([f"![Operators, channels and bits of each layer]({drawing})"] if drawing else []),
         "## At equal MACs",
-        "One common compression of all layers; `filter-groups-by-depth` has more groups the deeper a layer "
-        "lies. The MACs are those that whole channels, group sizes and ranks allow below the budget.",
+        "One common compression of all layers, refitted as above; `filter-groups-by-depth` has more groups "
+        "the deeper a layer lies, which a search can choose as well. The MACs are those that whole channels, "
+        "group sizes and ranks allow below the budget.",
         shown(tables["fixed"]),
         "## One codebook for a whole network",
-        "All kernels of more than one element share the centroids, without any training; "
-        "`calibrated` has its batch-norm statistics re-estimated on 1,000 images.",
+        "All kernels of more than one element but those of the first layer share the centroids, without any "
+        "training; `calibrated` has its batch-norm statistics re-estimated on 1,000 images. *Expected* is an "
+        "earlier measurement, made apart from this code on 2,000 of the test images.",
         shown(tables["clusters"]),
+        *book_claim(tables["clusters"]),
+        "## Seconds of an evaluation",
+        "The same random search with and without `filter-groups` and `clustered-kernels`, refitted in the "
+        "same way, in turn; all evaluations count, and with them the fits that later ones find again. One "
+        f"with operators should stay below {MOST_RATIO:g} times one without.",
+        shown(tables["seconds"]),
+        *section,
         *(["## Out of reach", "\n".join(unreachable)] if unreachable else []),
     ]
 
@@ -54,8 +70,11 @@ def overview(rows: Rows) -> str:
     hours = sum(row["seconds"] for row in rows.values()) / 3600
     return (
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
-        "`python -m scripts.operator_results --data-root FOLDER --resnet56 FILE` makes the missing ones, and "
-        "each row in `operators.json` names its own command."
+        "`python -m scripts.operator_results --data-root FOLDER --resnet20 FILE --resnet56 FILE --voc-root "
+        "FOLDER` makes the missing ones (with `--again` the measured ones too): the folder that holds cifar-10-batches-py, the common weights of "
+        "both networks for CIFAR-10, and BCCD in VOC's layout. VGG-16-BN is the one in `docs/weights`, of a "
+        "quarter of its channels; `--vgg16` and `--vgg16-width` take another. Each row in `operators.json` "
+        "names its own command."
     )
 
 
@@ -112,17 +131,38 @@ def cluster_table(rows: Sequence[Row]) -> Table:
             "original": percent(row["test_original"]),
             "raw": percent(row["test_raw"]),
             "calibrated": percent(row["test_calibrated"]),
+            "expected": percent(EXPECTED[row["setting"]]),
         }
         for row in rows
     ]
 
 
-def shown(table: Table) -> str:
-    """A Markdown table, or that there is none yet."""
-    if not table:
-        return "*Not measured yet.*"
-    columns = list(dict.fromkeys(name for row in table for name in row))
-    return markdown_table(columns, [[row.get(name, "") for name in columns] for row in table])
+def book_claim(table: Table) -> list[str]:
+    """Whether few centroids in eight poses beat more in one; nothing without both rows."""
+    found = {row["centroids x poses"]: float(row["calibrated"].rstrip("%")) for row in table}
+    if not {"32x8", "64x1"} <= found.keys():
+        return []
+    ahead = found["32x8"] - found["64x1"]
+    verdict = "holds" if ahead > 0 else "does not hold"
+    return [
+        f"Claim: 32 centroids in eight poses beat 64 in one, un-tuned. It {verdict}: {ahead:+.2f} points."
+    ]
+
+
+def seconds_table(rows: Sequence[Row]) -> Table:
+    """One line a network."""
+    return [
+        {
+            "network": row["network"],
+            "budget": row["budget"],
+            "evaluations": row["evaluations"],
+            "s without": round(row["plain"], 3),
+            "s with operators": round(row["with_operators"], 3),
+            "ratio": round(row["with_operators"] / row["plain"], 2),
+            f"below {MOST_RATIO:g}": "yes" if row["with_operators"] < MOST_RATIO * row["plain"] else "no",
+        }
+        for row in rows
+    ]
 
 
 def percent(share: float) -> str:

@@ -10,8 +10,10 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 
 import torch
 
+from agents.config import AgentConfig
 from agents.report_stages import TUNED_FILE
 from agents.run import Run, load_source
+from agents.searcher import make_searcher
 from amc.decomposition.clustered_conv import cluster_layers, clustered_layers
 from amc.decomposition.filter_groups import FilterGroups, group_schedule
 from amc.decomposition.operator import AMOUNT, convolution_obstacle
@@ -21,14 +23,20 @@ from amc.network import Network, trace
 from amc.policy import CompressionPolicy, LayerDecision
 from amc.recovery.calibrate import calibrate
 from amc.targets.meter import LatencyMeter
+from envs.problem import build_problem
 from scripts import fine_tune
 from scripts.cli import run as run_script
 from scripts.operator_page import drawing_png, page
 from scripts.operator_rows import (
+    BUDGETS,
     BY_DEPTH,
     CHOICE,
     CLUSTERS,
     FIXED,
+    JOINT,
+    PRUNING,
+    SCATTERING,
+    SECONDS,
     OperatorResults,
     Spec,
     configuration,
@@ -36,6 +44,7 @@ from scripts.operator_rows import (
     run_folder,
     source,
 )
+from scripts.operator_scattering import scattering_row
 from scripts.results_page import write_page
 from scripts.results_runner import Row, Rows, Runner
 from scripts.results_runs import Unreachable, recipe, searched, tuned_folder
@@ -51,7 +60,7 @@ def main(options: OperatorResults) -> None:
         summary=lambda rows: summary(options, rows),
         prepare=lambda missing: prepare(options, missing),
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def prepare(options: OperatorResults, missing: list[Spec]) -> list[Spec]:
@@ -62,7 +71,8 @@ def prepare(options: OperatorResults, missing: list[Spec]) -> list[Spec]:
     """
     if min(options.threads, options.evaluations, options.epochs) < 1:
         raise UserError("--threads, --evaluations and --epochs must be at least 1.")
-    absent = sorted({spec.network for spec in missing if not options.weights(spec.network).is_file()})
+    needing = {spec.network for spec in missing if spec.part != SCATTERING}
+    absent = sorted(network for network in needing if not options.weights(network).is_file())
     for network in absent:
         weights = options.weights(network)
         print(f"{network} is skipped: there is no {weights}; pass --{network}.", file=sys.stderr)
@@ -179,7 +189,7 @@ def cluster_row(options: OperatorResults, spec: Spec) -> Row:
     clustered = network.copy()
     names = [
         layer.name
-        for layer in network.layers
+        for layer in network.layers[1:]  # the first layer's kernels read colours, and are few
         if convolution_obstacle(network.module.get_submodule(layer.name)) is None
     ]
     centroids, poses = map(int, spec.setting.split("x"))
@@ -189,6 +199,7 @@ def cluster_row(options: OperatorResults, spec: Spec) -> Row:
     error = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True))
     found = {
         "test_original": task.score(network.copy(), "test"),
+        "kernels": sum(layer.index.numel() for layer in clustered_layers(clustered).values()),
         "index_bits": codebook.index_bits,
         "weight_error": error / sum(float(b.square().sum()) for b in before),
         "test_raw": task.score(clustered, "test"),
@@ -197,7 +208,36 @@ def cluster_row(options: OperatorResults, spec: Spec) -> Row:
     return {**found, "test_calibrated": task.score(clustered, "test")}
 
 
-MAKERS = {CHOICE: choice_row, FIXED: fixed_row, CLUSTERS: cluster_row}
+def seconds_row(options: OperatorResults, spec: Spec) -> Row:
+    """Mean seconds of an evaluation with operators and of one without, side by side."""
+    model, task = load_source(source(options, spec.network))
+    arms = {}
+    for arm in (PRUNING, JOINT):
+        config = configuration(options, Spec(CHOICE, spec.network, spec.setting, arm, "0")).problem
+        problem = build_problem(model, task, config)
+        settings = AgentConfig(algorithm="random")
+        arms[arm] = (problem, make_searcher(problem.walk(), settings, options.evaluations))
+    spent = dict.fromkeys(arms, 0.0)
+    for _ in range(options.evaluations):
+        for arm, (problem, searcher) in arms.items():
+            (evaluation,) = problem.evaluator(searcher.ask(1))
+            spent[arm] += evaluation.seconds
+            searcher.tell([evaluation], [evaluation.score])
+    return {
+        "budget": BUDGETS[spec.setting],
+        "evaluations": options.evaluations,
+        "plain": spent[PRUNING] / options.evaluations,
+        "with_operators": spent[JOINT] / options.evaluations,
+    }
+
+
+MAKERS = {
+    CHOICE: choice_row,
+    FIXED: fixed_row,
+    CLUSTERS: cluster_row,
+    SCATTERING: scattering_row,
+    SECONDS: seconds_row,
+}
 
 
 def summary(options: OperatorResults, rows: Rows) -> dict[str, Any]:

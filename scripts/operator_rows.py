@@ -8,8 +8,9 @@ from agents.config import AgentConfig, SearchConfig
 from agents.run_config import RunConfig, SourceConfig
 from amc.decomposition.filter_groups import FilterGroups
 from envs.problem_config import ProblemConfig
+from scripts.results_runner import RowOptions
 
-CHOICE, FIXED, CLUSTERS = "choice", "fixed", "clusters"
+CHOICE, FIXED, CLUSTERS, SCATTERING, SECONDS = "choice", "fixed", "clusters", "scattering", "seconds"
 NETWORKS = ("resnet56", "vgg16")
 SEEDS = (0, 1, 2)
 EVALUATIONS, EPOCHS = 100, 15
@@ -26,16 +27,18 @@ BY_DEPTH = "filter-groups-by-depth"
 METHODS = (PRUNING, "filter-groups", BY_DEPTH, "channel-svd", "spatial-svd")
 CODEBOOKS = ((32, 8), (64, 1), (256, 1))
 """Centroids and poses of one codebook for a whole network."""
+FRONTS, SCALES, IMAGES = ("scattering", "strided"), (2, 3), ("cifar10", "voc-crops")
+"""What reads the pixels, J, and the data of the scattering rows: 32 and 64 pixels."""
+SCATTERED = "agent"
+"""Arm of the hybrid that the agent compresses."""
 
 
 @dataclass(frozen=True)
-class OperatorResults:
-    """Options; rows that the output already has are not made again."""
+class OperatorResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'choice/resnet56/macs/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = Path("docs/results/operators.json")
     """Figures file; the page lies beside it. Every finished row is written at once."""
     runs: Path = Path("runs/operators")
@@ -46,9 +49,11 @@ class OperatorResults:
     """The common ResNet-20 weights for CIFAR-10."""
     resnet56: Path = Path("resnet56.th")
     """The common ResNet-56 weights for CIFAR-10."""
-    vgg16: Path = Path("docs/weights/vgg16.safetensors")
+    voc_root: Path = Path("data")
+    """Folder of BCCD in VOC's layout, whose cells are the scattering rows' images of 64 pixels."""
+    vgg16: Path = Path("docs/weights/vgg16-quarter.safetensors")
     """VGG-16-BN trained by scripts/pretrain.py."""
-    vgg16_width: float = 1.0
+    vgg16_width: float = 0.25
     """Multiplier of its channel counts."""
     target: str = "openvino"
     """Runtime that milliseconds are measured in."""
@@ -62,7 +67,7 @@ class OperatorResults:
     """CPU threads for scoring and training."""
 
     def weights(self, network: str) -> Path:
-        """The weight file of a network."""
+        """The weight file of a network; a KeyError for one that its row trains itself."""
         return {"resnet20": self.resnet20, "resnet56": self.resnet56, "vgg16": self.vgg16}[network]
 
 
@@ -71,11 +76,11 @@ class Spec:
     """One row.
 
     Attributes:
-        part: "choice", "fixed" or "clusters".
+        part: "choice", "fixed", "clusters", "scattering" or "seconds".
         network: by name.
-        setting: the bounded cost of a choice, the share of MACs of a fixed compression, the codebook's
-            "centroids x poses".
-        arm: what may replace layers.
+        setting: the bounded cost of a choice or of the evaluations that are timed, the share of MACs of a
+            fixed compression, the codebook's "centroids x poses", the images of a scattering row.
+        arm: what may replace layers; `SCATTERED` where the agent compresses a hybrid.
         seed: of a search, as text.
     """
 
@@ -111,7 +116,19 @@ def plan() -> list[Spec]:
         for seed in SEEDS
         for arm in (JOINT, PRUNING, *ALONE[cost])
     ]
-    return [*books, *fixed, *choices]
+    seconds = [Spec(SECONDS, network, "size") for network in NETWORKS]
+    return [*books, *seconds, *scattering_plan(), *fixed, *choices]
+
+
+def scattering_plan() -> list[Spec]:
+    """Every hybrid and its twin, and one hybrid that the agent compresses."""
+    pairs = [
+        Spec(SCATTERING, f"{front}_resnet_j{scales}", images)
+        for images in IMAGES
+        for scales in SCALES
+        for front in FRONTS
+    ]
+    return [*pairs, Spec(SCATTERING, "scattering_resnet_j3", "cifar10", SCATTERED)]
 
 
 def source(options: OperatorResults, network: str) -> SourceConfig:
@@ -134,7 +151,15 @@ def configuration(options: OperatorResults, spec: Spec) -> RunConfig:
     known = {JOINT: ALONE.get(spec.setting, ()), PRUNING: (), BY_DEPTH: (FilterGroups.name,)}
     operators = known.get(spec.arm, (spec.arm,))
     keep = ProblemConfig().min_keep if spec.arm in (JOINT, PRUNING) else 1.0
-    problem = ProblemConfig(budget=(budget,), target=options.target, operators=operators, min_keep=keep)
+    # By default a search without operators starts better and refits better, which would be all one sees.
+    problem = ProblemConfig(
+        budget=(budget,),
+        target=options.target,
+        operators=operators,
+        min_keep=keep,
+        reconstruct="symmetric",
+        reference="uniform",
+    )
     if fixed:
         return RunConfig(
             source(options, spec.network),

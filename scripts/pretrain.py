@@ -18,6 +18,7 @@ from amc.errors import UserError
 from amc.models import build_model, load_weights, save_weights
 from amc.models.weights import Store
 from amc.precision import Precision, computes_in_bfloat16, loss_in_bfloat16
+from amc.scattering import expansion_notes
 from amc.tasks import ClassificationTask, ModelCheck, Task, load_task
 from amc.training import Epoch, Loss, Recipe, cross_entropy, device_of, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
@@ -37,8 +38,9 @@ class Pretrain:
     """Network to train: a name (a wrong one is answered with the list), timm:NAME or torchvision:NAME (extra
     hub), or package.module:factory."""
     data: str = "digits"
-    """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), a folder with train/<class>/ and
-    val/<class>/, or package.module:factory; with boxes: shapes, voc."""
+    """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), voc-crops (objects of data in VOC's
+    layout), a folder with train/<class>/ and val/<class>/, or package.module:factory; with
+    boxes: shapes, voc."""
     task: str = "classification"
     """Loss and score: classification, detection, retrieval (networks named as in digitsnet-pqn24), or
     package.module:factory."""
@@ -46,7 +48,7 @@ class Pretrain:
     """Folder that holds cifar-10-batches-py, or data in VOC's layout."""
     side: int | None = None
     """Height and width in pixels for data that can be resized: digits (32 by default), folders (224),
-    shapes (64), voc (the width, 128)."""
+    shapes (64), voc-crops (64), voc (the width, 128)."""
     epochs: int = 16
     """Passes over the training images."""
     batch_size: int = 64
@@ -110,6 +112,8 @@ def main(options: Pretrain) -> None:
     data = load_data(options.data, options.data_root, options.side)
     task = load_task(options.task, data)
     model = build(options, task).to(device)
+    for note in expansion_notes(model):
+        print(note)
     start, momentum = (
         load_checkpoint(options.checkpoint, model, options.settings) if options.resume else (0, {})
     )

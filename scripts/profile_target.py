@@ -24,7 +24,8 @@ class ProfileTarget:
     """Options of the calibration."""
 
     target: str = "openvino"
-    """Runtime: openvino, onnxruntime, litert, or package.module:factory."""
+    """Runtime: openvino, onnxruntime, litert, arm-instructions, arm-instructions-a53, or
+    package.module:factory."""
     out: Path = Path()
     """Existing folder for profile_<target>.json and profile_<target>.png."""
     force: bool = False

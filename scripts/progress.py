@@ -9,8 +9,8 @@ from rich.table import Table
 
 from agents.log import EvaluationLog, Row
 from agents.run import Outcome
-from amc.costs.budget import Budget
 from amc.targets.protocol import NOISE_FLOOR
+from envs.problem import Problem
 from scripts.cli import console
 
 UNITS = {
@@ -85,9 +85,16 @@ class MeasuringProgress:
         self._progress.update(self._bar, completed=done, total=total)
 
 
-def miss_sentence(best: Row, budgets: Sequence[Budget], unit: str) -> str:
-    """What to say of a search in which no measured network kept its latency budget."""
-    limit = min(budget.limit for budget in budgets if budget.cost.name == "latency")
+def miss_sentence(best: Row, problem: Problem) -> str:
+    """What to say of a search in which no network was within the drop, or none kept its latency budget."""
+    limits = [budget.limit for budget in problem.budgets if budget.cost.name == "latency"]
+    if best.score < problem.least_score and all(best.costs["latency"] <= limit for limit in limits):
+        return (
+            f"No network of this search is within --max-drop {problem.config.max_drop:g}: the most accurate, "
+            f"in policy.json, loses {100 * (problem.original_score - best.score):.2f} points of "
+            f"{problem.task.score_name} on the reward split."
+        )
+    limit, unit = min(limits), problem.target.unit
     near = best.costs["latency"] <= limit
     beneath = f" Two measurements may differ by {NOISE_FLOOR:.0%}, which has to stay free." if near else ""
     return (

@@ -3,9 +3,10 @@
 import copy
 import json
 import math
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,24 +18,23 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import fx, nn
+from torch import fx
 
 from agents.config import AgentConfig
 from agents.run_config import SourceConfig
 from agents.searcher import make_searcher
 from agents.source import load_source, prepare_device
-from amc.compress import ChannelPruning, apply
+from amc.compress import ChannelPruning
 from amc.errors import UserError
 from amc.evaluate import Evaluator
 from amc.files import write_json
 from amc.policy import CompressionPolicy
-from amc.pruning.asymmetric import AsymmetricReconstruction
-from amc.pruning.reconstruction import SymmetricReconstruction, input_moments
 from amc.recovery.fine_tune import fine_tune, settle_statistics
 from amc.tasks.base import Task
 from amc.training import Recipe
 from envs.problem import Problem, build_problem
-from envs.problem_config import ProblemConfig
+from envs.problem_config import ProblemConfig, Reconstruct
+from envs.pruning import make_reconstruction
 from scripts.cli import console
 from scripts.cli import run as run_script
 from scripts.progress import print_table
@@ -42,8 +42,16 @@ from scripts.rank_correlation import Correlation, correlate
 from scripts.results_page import origin
 
 SPLITS = ("reward", "test")
-PROXIES = ("raw", "renormalized", "symmetric", "asymmetric")
-"""Un-tuned scores: sliced only; with batch norms re-estimated; refitted before that in one of two ways."""
+PROXIES: dict[str, Reconstruct] = {
+    "raw": "none",
+    "renormalized": "none",
+    "symmetric": "symmetric",
+    "asymmetric": "asymmetric",
+}
+"""Un-tuned scores, to what refits the layers: nothing, with batch norms left alone or re-estimated; or one of
+two reconstructions."""
+DEFAULT = ProblemConfig().reconstruction
+"""The proxy that searches see unless they are told otherwise; fine-tuning starts from its network."""
 TUNED = "tuned"
 FEWEST_POLICIES = 4
 # What rows of one file may differ in; "policies" only says how many there will be.
@@ -96,7 +104,8 @@ class ProxyCorrelation:
     def settings(self) -> dict[str, Any]:
         """What all rows of a file share, as JSON."""
         values = {**asdict(self.source), **{k: v for k, v in asdict(self).items() if k != "source"}}
-        return {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+        kept = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+        return {**kept, "default": DEFAULT}
 
 
 def main(options: ProxyCorrelation) -> None:
@@ -143,13 +152,13 @@ def add_rows(options: ProxyCorrelation, rows: list[dict[str, Any]]) -> None:
     """Do the missing policies; each is on disk before the next one starts."""
     device = prepare_device(options.source)
     model, task = load_source(options.source)
-    config = ProblemConfig(budget=(options.budget,), reconstruct="none", reward_images=options.reward_images)
+    config = ProblemConfig(budget=(options.budget,), reward_images=options.reward_images)
     columns = (TextColumn("policies"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with (
         closing(build_problem(model, task, config, device)) as problem,
         Progress(*columns, TimeRemainingColumn(), console=console()) as progress,
     ):
-        policies, proxies = draw(options, problem), Proxies(problem)
+        policies, proxies = draw(problem, options.policies, options.seed), Proxies(problem)
         bar = progress.add_task("", total=options.policies, completed=len(rows))
         try:
             for index in range(len(rows), options.policies):
@@ -163,75 +172,70 @@ def add_rows(options: ProxyCorrelation, rows: list[dict[str, Any]]) -> None:
             raise KeyboardInterrupt(f"; {len(rows)} policies are done, repeat the command to go on") from None
 
 
-def draw(options: ProxyCorrelation, problem: Problem) -> list[CompressionPolicy]:
-    """The policies; the uniform one, with which every search begins, is not among them."""
-    settings = AgentConfig(algorithm="random", seed=options.seed)
-    searcher = make_searcher(problem.walk(), settings, options.policies + 1)
-    return searcher.ask(options.policies + 1)[1:]
+def draw(problem: Problem, count: int, seed: int) -> list[CompressionPolicy]:
+    """Random policies; the reference policy, with which every search begins, is not among them."""
+    settings = AgentConfig(algorithm="random", seed=seed)
+    return make_searcher(problem.walk(), settings, count + 1).ask(count + 1)[1:]
 
 
 class Proxies:
-    """Compresses a policy in each way whose score could be the reward.
+    """Evaluates a policy in each way whose score could be the reward, just as a search with that would.
 
     Args:
-        problem: without reconstruction.
+        problem: with today's defaults; proxies differ in what refits the layers, and whether anything does.
     """
 
     def __init__(self, problem: Problem):
-        network, calibration = problem.network, problem.task.calibration(problem.config.calibration_images)
-        (pruning,) = (each for each in problem.evaluator.compressors if isinstance(each, ChannelPruning))
-        refits = {
-            "renormalized": None,
-            "symmetric": SymmetricReconstruction(input_moments(network, calibration)),
-            "asymmetric": AsymmetricReconstruction.of(network, calibration),
-        }
-        self._raw = (pruning,)
-        self._network, self._device = network, problem.evaluator.device
+        self._task = problem.task
         self._evaluators = {
-            name: Evaluator(
-                network,
-                problem.space,
-                problem.task,
-                (ChannelPruning(pruning.ranking, None, refit),),
-                problem.costs,
-                calibration,
-                device=str(self._device),
-                precision=problem.evaluator.precision,
-            )
-            for name, refit in refits.items()
+            name: problem.evaluator if name == DEFAULT else self._another(problem, name) for name in PROXIES
         }
 
-    def compressed(self, proxy: str, policy: CompressionPolicy) -> fx.GraphModule:
-        """The policy's network, in evaluation mode."""
-        if proxy == "raw":
-            return apply(policy, self._network, self._raw).to(self._device).eval()
-        return self._evaluators[proxy].compressed(policy)
+    @staticmethod
+    def _another(problem: Problem, name: str) -> Evaluator:
+        config = replace(problem.config, reconstruct=PROXIES[name])
+        images = problem.task.calibration(config.calibration_images)
+        refits, default = make_reconstruction(problem.network, images, config), problem.evaluator
+        return Evaluator(
+            problem.network,
+            problem.space,
+            problem.task,
+            [
+                one.refitting(refits) if isinstance(one, ChannelPruning) else one
+                for one in default.compressors
+            ],
+            problem.costs,
+            () if name == "raw" else images,
+            device=str(default.device),
+            precision=default.precision,
+        )
+
+    def measure(self, name: str, policy: CompressionPolicy) -> tuple[dict[str, float], float]:
+        """A policy's scores by split, and the seconds that the one a search would see has taken."""
+        evaluator = self._evaluators[name]
+        (found,) = evaluator([policy])
+        test = self._task.score(evaluator.searched(policy), "test")
+        return {"reward": found.score, "test": test}, found.seconds
 
 
 def row(
     options: ProxyCorrelation, problem: Problem, proxies: Proxies, policy: CompressionPolicy, index: int
 ) -> dict[str, Any]:
-    """One policy: its scores before and after fine-tuning, which starts from the symmetric network."""
+    """One policy: its scores before fine-tuning, and after one that starts from what the default delivers."""
     started = time.perf_counter()
-    scores: Scores = {proxy: score(problem.task, proxies.compressed(proxy, policy)) for proxy in PROXIES}
-    untuned = time.perf_counter() - started
-    model = proxies.compressed("symmetric", policy)
-    scores[TUNED] = tuned_score(options, problem, model)
+    measured = {name: proxies.measure(name, policy) for name in PROXIES}
+    scores: Scores = {name: found for name, (found, _) in measured.items()}
+    scores[TUNED] = tuned_score(options, problem, problem.evaluator.compressed(policy))
     return {
         "index": index,
         "policy": policy.digest(),
         "costs": problem.evaluator.costs_of(policy),
         "scores": scores,
-        "untuned_seconds": round(untuned, 2),
+        "proxy_seconds": {name: round(seconds, 3) for name, (_, seconds) in measured.items()},
         "seconds": round(time.perf_counter() - started, 1),
         "settings": options.settings,
         "values": policy.values("width"),
     }
-
-
-def score(task: Task, model: nn.Module) -> dict[str, float]:
-    """Scores on the split that searches use and on the test split."""
-    return {split: task.score(model, split) for split in SPLITS}
 
 
 def tuned_score(options: ProxyCorrelation, problem: Problem, model: fx.GraphModule) -> dict[str, float]:
@@ -247,7 +251,7 @@ def tuned_score(options: ProxyCorrelation, problem: Problem, model: fx.GraphModu
     task, precision = with_train_images(problem.task, options), problem.evaluator.precision
     fine_tune(model, teacher, task, recipe, precision=precision)
     settle_statistics(model, problem.task, problem.evaluator.calibration)
-    return score(problem.task, model)
+    return {split: problem.task.score(model, split) for split in SPLITS}
 
 
 def with_train_images(task: Task, options: ProxyCorrelation) -> Task:
@@ -273,12 +277,16 @@ def summary(options: ProxyCorrelation, rows: Sequence[dict[str, Any]]) -> dict[s
     splits = {name: correlate(values(name, "reward"), values(name, "test")) for name in (*PROXIES, TUNED)}
     return {
         "proxy_rank_correlation": {name: _number(found["spearman"].value) for name, found in proxies.items()},
-        "proxies": {name: _plain(found) for name, found in proxies.items()},
-        "reward_against_test": {name: _plain(found) for name, found in splits.items()},
+        "proxies": {name: plain(found) for name, found in proxies.items()},
+        "reward_against_test": {name: plain(found) for name, found in splits.items()},
         "mean_score": {
             name: {split: sum(values(name, split)) / len(rows) for split in SPLITS}
             for name in (*PROXIES, TUNED)
         },
+        "proxy_seconds": {
+            name: statistics.median(row["proxy_seconds"][name] for row in rows) for name in PROXIES
+        },
+        "default": DEFAULT,
         "policies": len(rows),
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "settings": options.settings,
@@ -286,7 +294,8 @@ def summary(options: ProxyCorrelation, rows: Sequence[dict[str, Any]]) -> dict[s
     }
 
 
-def _plain(found: dict[str, Correlation]) -> dict[str, dict[str, float | None]]:
+def plain(found: dict[str, Correlation]) -> dict[str, dict[str, float | None]]:
+    """Correlations by measure, as JSON."""
     return {
         measure: {name: _number(value) for name, value in vars(each).items()}
         for measure, each in found.items()
@@ -303,15 +312,41 @@ def show(figures: dict[str, Any]) -> None:
     table = Table(
         "reward-split score", title=f"{figures['policies']} policies, {figures['settings']['budget']}"
     )
-    for heading in ("mean", "Spearman, tuned test", "Kendall, tuned test", "Spearman, own test"):
+    for heading in ("seconds", "mean", "Spearman, tuned test", "Kendall, tuned test", "Spearman, own test"):
         table.add_column(heading, justify="right")
     for name, found in figures["proxies"].items():
         own = figures["reward_against_test"][name]["spearman"]
         cells = (_cell(each) for each in (found["spearman"], found["kendall"], own))
-        table.add_row(name, f"{figures['mean_score'][name]['reward']:.2%}", *cells)
+        seconds = f"{figures['proxy_seconds'][name]:.2f}"
+        table.add_row(name, seconds, f"{figures['mean_score'][name]['reward']:.2%}", *cells)
     own = _cell(figures["reward_against_test"][TUNED]["spearman"])
-    table.add_row("fine-tuned", f"{figures['mean_score'][TUNED]['reward']:.2%}", "", "", own)
+    table.add_row("fine-tuned", "", f"{figures['mean_score'][TUNED]['reward']:.2%}", "", "", own)
     print_table(table)
+    print(conclusion(figures["proxy_rank_correlation"], figures["proxy_seconds"], figures["default"]))
+
+
+def conclusion(ranks: Mapping[str, float | None], seconds: Mapping[str, float], default: str) -> str:
+    """Which proxy ranks policies best and at what cost, and whether that is the default.
+
+    Args:
+        ranks: proxy to its Spearman correlation with the fine-tuned score; None where all scores are alike.
+        seconds: proxy to the median seconds of an evaluation.
+        default: the proxy that searches see.
+    """
+
+    def said(name: str) -> str:
+        rank = ranks[name]
+        return f"{name} ({'no correlation' if rank is None else f'{rank:+.2f}'}, {seconds[name]:.2f} s)"
+
+    known = {name: -math.inf if rank is None else rank for name, rank in ranks.items()}
+    best = max(known, key=known.__getitem__)
+    if best == default:
+        return f"The default reward, {said(best)}, ranks policies best of all."
+    ratio = seconds[default] / seconds[best]
+    return (
+        f"The best rank correlation is that of {said(best)}, and not that of the default reward, "
+        f"{said(default)}, whose evaluation takes {ratio:.2f} times as long."
+    )
 
 
 def _cell(found: dict[str, float | None]) -> str:

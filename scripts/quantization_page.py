@@ -89,7 +89,8 @@ def overview(rows: Rows) -> list[str]:
         "looked at afterwards. Bytes are those of the numbers in `model.safetensors`: packed codes, scales, "
         "bases, codebooks, biases with batch norms folded in.",
         f"{len(planned & set(rows))} of {len(planned)} rows are measured, which took {hours:.1f} hours. "
-        "`python -m scripts.quantization_results` makes the missing ones, with `--data-root`, `--weights-20` "
+        "`python -m scripts.quantization_results` makes the missing ones "
+        "(with `--again` the measured ones too), with `--data-root`, `--weights-20` "
         "and `--weights-56`; `python -m scripts.quantization_page` writes this page from them.",
     ]
 

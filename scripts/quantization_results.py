@@ -38,7 +38,7 @@ def main(options: QuantizationResults) -> None:
         summary=summary,
         prepare=lambda missing: prepare(options, missing),
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def prepare(options: QuantizationResults, missing: list[Spec]) -> list[Spec]:

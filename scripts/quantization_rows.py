@@ -12,6 +12,7 @@ from amc.network import Network
 from amc.quantization.registry import WEIGHT_QUANTIZERS, QuantizerNames
 from amc.space import Space
 from envs.problem_config import ProblemConfig
+from scripts.results_runner import RowOptions
 
 CHOICES = tuple(range(2, 9))
 NETWORKS = {"resnet20": "resnet20.th", "resnet56": "resnet56.th"}
@@ -29,13 +30,11 @@ EVALUATIONS = 100
 
 
 @dataclass(frozen=True)
-class QuantizationResults:
-    """Options; rows that the output already has are not made again."""
+class QuantizationResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'mixed/resnet20/size3/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = Path("docs/results/quantization.json")
     """Figures file; every finished row is written at once. Several calls may write to it side by side."""
     runs: Path = Path("runs/quantization")

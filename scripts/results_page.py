@@ -10,6 +10,9 @@ from typing import Any
 from amc.files import write_atomically, write_json
 from amc.targets import describe_machine
 
+Table = list[dict[str, Any]]
+"""One object a row, with the column names as keys."""
+
 
 def read_figures(path: Path) -> dict[str, Any]:
     """The figures gathered so far; empty where there are none."""
@@ -50,6 +53,14 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) ->
     marks = [":--", *(["--:"] * (len(headings) - 1))]
     lines = [headings, marks, *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def shown(table: Table) -> str:
+    """Rows by column names as a Markdown table, or that there are none yet."""
+    if not table:
+        return "*Not measured yet.*"
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    return markdown_table(columns, [[row.get(name, "") for name in columns] for row in table])
 
 
 def write_page(path: Path, parts: Sequence[str]) -> None:

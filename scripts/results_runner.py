@@ -15,6 +15,17 @@ Row = dict[str, Any]
 Rows = dict[str, Row]
 
 
+@dataclass(frozen=True)
+class RowOptions:
+    """Options that all runners share."""
+
+    list: bool = False
+    """Only say which rows there are, which are done, and how long those took."""
+    again: bool = False
+    """Make rows although the output has them already; each is replaced when the new one is finished. What is
+    finished in a run directory is read and not repeated: give another folder for new runs."""
+
+
 class SpecLike(Protocol):
     """What the runner asks of the description of a row."""
 
@@ -67,20 +78,20 @@ class Runner(Generic[Spec]):
             raise UserError(f"No row matches --only '{pattern}'; --list shows them all.")
         return found
 
-    def run(self, specs: Sequence[Spec], only_list: bool) -> None:
-        """Make the missing ones of these rows, or only say which those are.
+    def run(self, specs: Sequence[Spec], options: RowOptions) -> None:
+        """Make the missing ones of these rows, or all of them again, or only say which are missing.
 
         Raises:
             UserError: a row could not be made; the others were.
         """
-        if only_list:
+        if options.list:
             self.show(specs)
             return
-        done = self.rows()
-        missing = self.prepare([spec for spec in specs if self.key(spec) not in done])
-        failed = [spec.name for spec in missing if not self.add(spec)]
+        done: Rows = {} if options.again else self.rows()
+        wanted = self.prepare([spec for spec in specs if self.key(spec) not in done])
+        failed = [spec.name for spec in wanted if not self.add(spec, options.again)]
         if failed:
-            raise UserError(f"{len(failed)} of {len(missing)} rows could not be made: {', '.join(failed)}.")
+            raise UserError(f"{len(failed)} of {len(wanted)} rows could not be made: {', '.join(failed)}.")
 
     def show(self, specs: Sequence[Spec]) -> None:
         """Print every row's key, whether it is done, and the seconds that it took."""
@@ -91,9 +102,9 @@ class Runner(Generic[Spec]):
                 f"done    {rows[key]['seconds']:8.1f} s  {key}" if key in rows else f"missing {'':10}  {key}"
             )
 
-    def add(self, spec: Spec) -> bool:
+    def add(self, spec: Spec, again: bool = False) -> bool:
         """Make one row and write the file; False, with a sentence, where the row cannot be made here."""
-        if self.key(spec) in self.rows():
+        if not again and self.key(spec) in self.rows():
             return True  # another process was faster
         print(f"{spec.name} ...", file=sys.stderr)
         started = time.perf_counter()

@@ -42,7 +42,8 @@ def overview(rows: Sequence[Row]) -> str:
         "of every class of the test split; the database is the rest of it, or that and the training images, "
         "as papers have it. Networks of one seed start alike and see the same batches. "
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
-        "`python -m scripts.retrieval_results --data-root FOLDER` makes the missing ones."
+        "`python -m scripts.retrieval_results --data-root FOLDER` makes the missing ones "
+        "(with `--again` the measured ones too)."
     )
 
 

@@ -25,6 +25,7 @@ from amc.retrieval.search import Collection, float_precision, search_precision
 from amc.tasks import RetrievalTask
 from amc.training import Loss, Recipe
 from scripts.cli import run as run_script
+from scripts.results_runner import RowOptions
 from scripts.results_training import train_once
 from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary, place
 
@@ -58,13 +59,11 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class RetrievalResults:
-    """Options; rows that the output already has are not made again."""
+class RetrievalResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'cifar10/pqn/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = TASKS_FILE
     """Figures file; every finished row is written at once."""
     runs: Path = Path("runs/retrieval")
@@ -119,7 +118,7 @@ def main(options: RetrievalResults) -> None:
         prepare=lambda missing: prepare(options, missing),
         section=SECTION,
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def plan() -> list[Spec]:

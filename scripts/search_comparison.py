@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scripts.main_job import standard_error
 from scripts.results_runner import Row
-from scripts.search_rows import BUDGETS, EVALUATIONS, FIXED, NETWORKS, SEARCHERS
+from scripts.search_rows import BUDGETS, EVALUATIONS, FIXED, NETWORKS, ONE_SEED, SEARCHERS, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,21 @@ class Setting:
         return f"{self.network}, {float(self.budget):.0%} of the MACs"
 
     @property
+    def caption(self) -> str:
+        """The title, with the options by which these searches differ from the default."""
+        changed = VARIANTS.get(self.rows[0].get("variant", ""), {})
+        options = " ".join(f"--{name} {value}" for name, value in changed.items())
+        return f"{self.title} ({options})" if options else self.title
+
+    @property
     def searchers(self) -> list[str]:
         """Who has searched here, in the order of the table."""
         return [name for name in SEARCHERS if self.of(name)]
+
+    @property
+    def is_contest(self) -> bool:
+        """Whether anybody has searched here, and not only followed a rule."""
+        return not set(self.searchers) <= set(FIXED)
 
     def of(self, searcher: str) -> list[Row]:
         """The searches of one searcher, by seed."""
@@ -66,11 +78,13 @@ class Setting:
     def difference(self, one: str, other: str, figure: str = "reward_accuracy") -> Difference | None:
         """How much better `one` is than `other`; None where no seed has both.
 
-        A rule has one policy, which every seed of the other is compared with.
+        What draws nothing has one policy, which every seed of the other is compared with.
         """
         ours, theirs = self.finals(one, figure), self.finals(other, figure)
-        if other in FIXED:
+        if other in ONE_SEED:
             theirs = dict.fromkeys(ours, *theirs.values()) if theirs else {}
+        elif one in ONE_SEED:
+            ours = dict.fromkeys(theirs, *ours.values()) if ours else {}
         both = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if not both:
             return None
@@ -97,6 +111,24 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
             if own:
                 found.append(Setting(network, budget, tuple(own)))
     return found
+
+
+def contests(rows: Sequence[Row]) -> list[Setting]:
+    """Where searchers can be compared: with the defaults, or with other settings while nobody has those.
+
+    Args:
+        rows: of the table, of all variants.
+    """
+    kinds = [[row for row in rows if row.get("variant") == kind] for kind in (None, *VARIANTS)]
+    found = [setting for kind in kinds for setting in settings(kind)]
+    chosen: dict[tuple[str, str], Setting] = {}
+    for setting in found:
+        place = (setting.network, setting.budget)
+        if place not in chosen or (setting.is_contest and not chosen[place].is_contest):
+            chosen[place] = setting
+    return sorted(
+        chosen.values(), key=lambda each: (list(NETWORKS).index(each.network), BUDGETS.index(each.budget))
+    )
 
 
 def best_so_far(row: Row, evaluations: int = EVALUATIONS) -> list[float]:

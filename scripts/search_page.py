@@ -15,13 +15,14 @@ from scripts.cli import run
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
 from scripts.results_page import markdown_table, read_figures, write_page
 from scripts.results_runner import Row, Rows
-from scripts.search_comparison import Setting, settings
-from scripts.search_page_measured import proxies, ranking, speed, workers
+from scripts.search_comparison import Setting, contests, settings
+from scripts.search_page_goals import smallest, sparse
+from scripts.search_page_measured import proxies, ranking, seen
+from scripts.search_page_speed import speed, workers
+from scripts.search_page_without import without
 from scripts.search_plots import curves_png
-from scripts.search_rows import HEADLINE, NETWORKS, VARIANTS, plan
+from scripts.search_rows import NETWORKS, VARIANTS, plan
 from scripts.search_words import (
-    PAPER,
-    UNTUNED_GOAL,
     anchors,
     differences,
     search_goal,
@@ -30,6 +31,11 @@ from scripts.search_words import (
 )
 
 NOTHING = "*Not measured yet.*"
+SCORE_HEADINGS = (
+    *("seeds", "reward split, half", "reward split", "test un-tuned, half", "test un-tuned", "points"),
+    "test fine-tuned (epochs)",
+)
+"""Half: the best policy of the first half of the evaluations."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,12 @@ def main(options: SearchPage) -> None:
     parts += [
         *comparison(made),
         *variants(made),
+        *smallest(made),
+        *sparse(made),
+        *without(made),
         *ranking(made, options.images),
         *proxies(made),
+        *seen(made),
         *speed(made),
         *workers(made),
     ]
@@ -65,6 +75,11 @@ def main(options: SearchPage) -> None:
 def searches(rows: Sequence[Row], variant: str | None = None) -> list[Row]:
     """The rows of the table of this variant; None for the default."""
     return [row for row in rows if row["part"] == "table" and row.get("variant") == variant]
+
+
+def all_searches(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the table of all variants."""
+    return [row for row in rows if row["part"] == "table"]
 
 
 def overview(rows: Rows) -> list[str]:
@@ -80,7 +95,8 @@ def overview(rows: Rows) -> list[str]:
         "figures at half of the evaluations are read off the same search, whose exploration is planned for "
         "all of them. Scores of the reward split decide; the test split is only looked at afterwards.",
         f"{len(planned & set(rows))} of {len(planned)} rows are measured; those that are took {hours:.1f} "
-        "hours. `python -m scripts.search_results` makes the missing ones, with `--data-root`, "
+        "hours. `python -m scripts.search_results` makes the missing ones "
+        "(with `--again` the measured ones too), with `--data-root`, "
         "`--weights-dir` and `--weights-56`; `python -m scripts.search_page` writes this page from them.",
     ]
 
@@ -97,8 +113,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     title = "## Searchers at equal evaluations"
     if not found:
         return [title, NOTHING]
-    headings = ["searcher", "seeds", "reward split, half", "reward split", "test un-tuned", "points"]
-    headings += ["test fine-tuned (epochs)", "search s (threads)"]
+    headings = ["searcher", *SCORE_HEADINGS, "search s (threads)"]
     parts = [title, "Means over seeds, ± the standard deviation of one search."]
     for setting in found:
         lines = [line(setting, name, rows) for name in setting.searchers]
@@ -129,13 +144,14 @@ def line(setting: Setting, searcher: str, rows: Sequence[Row]) -> list[str]:
     own = setting.of(searcher)
     tests = [row["best"][-1]["test_untuned"] for row in own]
     lost = statistics.fmean(tests) - own[0]["original_test"]
-    half = [row["best"][0]["reward_accuracy"] for row in own]
+    halves = [row["best"][0] for row in own if len(row["best"]) > 1]
     threads = sorted({row["threads"] for row in own})
     return [
         searcher,
         str(len(own)),
-        spread(half) if len(own[0]["best"]) > 1 else "",
+        spread([best["reward_accuracy"] for best in halves]),
         spread([row["best"][-1]["reward_accuracy"] for row in own]),
+        spread([best["test_untuned"] for best in halves]),
         spread(tests),
         f"{100 * lost:+.2f}",
         fine_tuned(own, rows),
@@ -144,7 +160,9 @@ def line(setting: Setting, searcher: str, rows: Sequence[Row]) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+    """Mean and standard deviation; nothing of nothing."""
+    if not values:
+        return ""
     deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2%}{deviation}"
 
@@ -164,41 +182,26 @@ def fine_tuned(searched: Sequence[Row], rows: Sequence[Row]) -> str:
 
 def curves(rows: Sequence[Row], options: SearchPage) -> list[str]:
     """Best so far over evaluations, a picture a network."""
-    found = settings(searches(rows))
+    found = contests(all_searches(rows))
     parts = ["## Best so far"]
     for network in NETWORKS:
         panels = [setting for setting in found if setting.network == network]
         if panels:
             name = f"search_curves_{network}.png"
-            write_atomically(options.images / name, curves_png(panels, goal_lines(panels[0])))
+            write_atomically(options.images / name, curves_png(panels))
             parts.append(f"![Best so far on {network}](../images/{name})")
     if len(parts) == 1:
         return [*parts, NOTHING]
-    band = "Lines are means over seeds, bands reach from the worst seed to the best; rules are dashed."
+    band = (
+        "Lines are means over seeds, bands reach from the worst seed to the best; rules are dashed. Where "
+        "nobody has searched with the defaults yet, other settings are drawn, named in the title."
+    )
     return [*parts, band]
-
-
-def goal_lines(setting: Setting) -> dict[str, dict[str, float]]:
-    """Budget to the label and height of the headline's goal and of the paper's result.
-
-    Both are losses on the test split; the curves show the reward split, so they are taken from its original.
-    """
-    network, budget, _ = HEADLINE
-    if setting.network != network:
-        return {}
-    original = setting.rows[0]["original_reward"]
-    paper = PAPER["un-tuned"]
-    return {
-        budget: {
-            f"goal ({-100 * UNTUNED_GOAL:+.1f})": original - UNTUNED_GOAL,
-            f"AMC's paper ({100 * paper:+.1f})": original + paper,
-        }
-    }
 
 
 def comparison(rows: Sequence[Row]) -> list[str]:
     """Who wins where."""
-    found = settings(searches(rows))
+    found = contests(all_searches(rows))
     title = "## Which searcher wins where"
     if not found:
         return [title, NOTHING]
@@ -207,7 +210,7 @@ def comparison(rows: Sequence[Row]) -> list[str]:
     return [
         title,
         "Differences are paired by seed, in points, with their standard error. One below the standard error "
-        "of an accuracy on the reward split is a tie.",
+        "of an accuracy on the reward split is a tie. Settings that are not the default's are named.",
         "\n".join(winner(setting) for setting in found),
         *([markdown_table(headings, lines)] if lines else []),
     ]
@@ -221,14 +224,13 @@ def variants(rows: Sequence[Row]) -> list[str]:
     if not any(others.values()):
         return [title, NOTHING]
     lines = [
-        [f"{setting.title}, {name}", kind, *line(setting, name, rows)[1:7]]
+        [f"{setting.title}, {name}", kind, *line(setting, name, rows)[1:-1]]
         for kind, found in kinds.items()
         for setting in found
         for name in setting.searchers
         if setting.network == "resnet20"
     ]
-    headings = ["network, budget, searcher", "variant", "seeds", "reward split, half", "reward split"]
-    headings += ["test un-tuned", "points", "test fine-tuned (epochs)"]
+    headings = ["network, budget, searcher", "variant", *SCORE_HEADINGS]
     said = (
         "By default channels go in the order of the Optimal Brain Surgeon (`--importance obs`), and least "
         "squares refits layers to their inputs in the compressed network (`--reconstruct asymmetric`). "

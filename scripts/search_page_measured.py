@@ -1,18 +1,17 @@
-"""Sections of the page of the search results that are not about searchers: proxies, speed, workers."""
+"""Sections of the page of the search results that are not about searchers: rankings and proxies."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from amc.files import write_atomically
-from envs.problem_config import ProblemConfig
+from scripts.proxy_correlation import conclusion
 from scripts.results_page import markdown_table
 from scripts.results_runner import Row
 from scripts.search_plots import untuned_png
 
 UNTUNED = "untuned.png"
 NOTHING = "*Not measured yet.*"
-EFFICIENCY_GOAL, SECONDS_GOALS = 0.85, {"resnet56": 0.6, "mobilenet_v1": 1.2}
-"""For MobileNet-V1 a tenth of what the authors' code takes."""
 
 
 def ranking(rows: Sequence[Row], images: Path) -> list[str]:
@@ -47,28 +46,63 @@ def ranking(rows: Sequence[Row], images: Path) -> list[str]:
 def proxies(rows: Sequence[Row]) -> list[str]:
     """What un-tuned accuracy says of fine-tuned accuracy."""
     title = "## Does the reward mean anything?"
+    made = [row for row in rows if row["part"] == "proxy"]
+    if not made:
+        return [title, NOTHING]
     lines = [
         proxy_line(row, name)
-        for row in rows
-        if row["part"] == "proxy"
+        for row in made
         for name in sorted(row["proxies"], key=lambda name: -(row["rank_correlation"][name] or 0.0))
     ]
-    if not lines:
-        return [title, NOTHING]
-    headings = ["network", "score on the reward split", "its mean", "Spearman with tuned test [95 %]"]
-    headings += ["Spearman with its own test [95 %]"]
-    return [title, markdown_table(headings, lines), command("proxy/*")]
+    said = (
+        "Random policies at half of the MACs, from the distribution that searches start with: scores as a "
+        "search with that reward sees them, against the test accuracy after fine-tuning what the default "
+        "delivers. Seconds are the median of an evaluation."
+    )
+    headings = ["network", "score on the reward split", "seconds", "its mean"]
+    headings += ["Spearman with tuned test [95 %]", "Spearman with its own test [95 %]"]
+    concluded = [
+        f"* {row['network']}: " + conclusion(row["rank_correlation"], row["proxy_seconds"], row["default"])
+        for row in made
+    ]
+    return [title, said, markdown_table(headings, lines), "\n".join(concluded), command("proxy/*")]
 
 
 def proxy_line(row: Row, name: str) -> list[str]:
     """One un-tuned score: how it ranks policies against the fine-tuned one, and against the test split."""
     return [
         f"{row['network']}, {row['policies']} policies, {row['epochs']} epochs",
-        name,
+        name + (" (the default)" if name == row["default"] else ""),
+        f"{row['proxy_seconds'][name]:.2f}",
         f"{row['mean_score'][name]['reward']:.2%}",
         interval(row["proxies"][name]["spearman"]),
         interval(row["reward_against_test"][name]["spearman"]),
     ]
+
+
+def seen(rows: Sequence[Row]) -> list[str]:
+    """Whether the reward split ranks policies as the test split does, also for weights that have seen it."""
+    title = "## Does a reward split that the weights have seen still rank policies?"
+    made = [row for row in rows if row["part"] == "seen"]
+    if not made:
+        return [title, NOTHING]
+    said = (
+        "Random policies at half of the MACs, un-tuned. The test split is ranked here for information only: "
+        "nothing is chosen by it, here or in any search."
+    )
+    lines = [
+        [
+            row["network"],
+            "seen in training" if row["seen"] else "unseen",
+            str(len(row["scores"]["reward"])),
+            *(f"{statistics.fmean(row['scores'][split]):.2%}" for split in ("reward", "test")),
+            interval(row["spearman"]),
+        ]
+        for row in made
+    ]
+    headings = ["network", "reward split", "policies", "mean on it", "mean on the test split"]
+    headings += ["Spearman of the two [95 %]"]
+    return [title, said, markdown_table(headings, lines), command("seen/*")]
 
 
 def interval(found: dict[str, float | None]) -> str:
@@ -76,51 +110,6 @@ def interval(found: dict[str, float | None]) -> str:
     if found["value"] is None:
         return "none"
     return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
-
-
-def speed(rows: Sequence[Row]) -> list[str]:
-    """Seconds an evaluation."""
-    title = "## Seconds per evaluation"
-    lines = [speed_line(row) for row in rows if row["part"] == "seconds"]
-    if not lines:
-        return [title, NOTHING]
-    return [
-        title,
-        markdown_table(["network", "refitted", "seconds", "goal", "verdict"], lines),
-        command("seconds/*"),
-    ]
-
-
-def speed_line(row: Row) -> list[str]:
-    """One network's evaluation against its goal."""
-    seconds, goal = row["seconds_per_evaluation"], SECONDS_GOALS[row["network"]]
-    return [
-        row["network"],
-        row.get("variant") or ProblemConfig().reconstruction,
-        f"{seconds:.2f}",
-        f"{goal:.1f}",
-        "met" if seconds <= goal else "**missed**",
-    ]
-
-
-def workers(rows: Sequence[Row]) -> list[str]:
-    """Efficiency of several workers."""
-    title = "## More cores"
-    lines = [
-        [
-            row["network"],
-            str(row["workers"]),
-            f"{row['efficiency']:.2f}",
-            f"{row['load']:.1f}",
-            "met" if row["efficiency"] >= EFFICIENCY_GOAL else "**missed**",
-        ]
-        for row in rows
-        if row["part"] == "workers"
-    ]
-    if not lines:
-        return [title, NOTHING]
-    headings = ["network", "workers", "efficiency against one", "load before", f"goal {EFFICIENCY_GOAL}"]
-    return [title, markdown_table(headings, lines), command("workers/*")]
 
 
 def command(pattern: str) -> str:

@@ -36,23 +36,18 @@ LINES: dict[str, dict[str, Any]] = {
 """What a policy without a search follows, to its line."""
 
 
-def curves_png(panels: Sequence[Setting], goals: Mapping[str, Mapping[str, float]]) -> bytes:
+def curves_png(panels: Sequence[Setting]) -> bytes:
     """Best so far on the reward split over evaluations: mean, and the range over seeds as a band.
 
     Args:
         panels: one panel each.
-        goals: budget to the label and height of its goal lines.
     """
     size = (PANEL[0] * len(panels), PANEL[1])
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     for axes, setting in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         for searcher in setting.searchers:
             draw(axes, setting, searcher)
-        for label, height in goals.get(setting.budget, {}).items():
-            axes.axhline(100 * height, color="black", linewidth=0.9, linestyle=":")
-            place = (0.01, 100 * height)
-            axes.annotate(label, place, xycoords=("axes fraction", "data"), fontsize=7, va="bottom")
-        finish(axes, setting.title, "evaluations")
+        finish(axes, setting.caption.replace(" (", "\n("), "evaluations")
     figure.axes[0].set_ylabel("best so far, reward split (%)")
     png = io.BytesIO()
     figure.savefig(png, format="png")

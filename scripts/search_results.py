@@ -14,14 +14,18 @@ from amc.errors import UserError
 from scripts.cli import run as run_script
 from scripts.results_runner import Row, Rows, Runner
 from scripts.search_rows import NETWORKS, SearchResults, Spec, command, plan
-from scripts.search_rows_measured import evaluation_row, proxy_row, ranking_row
+from scripts.search_rows_goals import smallest_row, sparse_row
+from scripts.search_rows_measured import evaluation_row, proxy_row, ranking_row, seen_row
 from scripts.search_rows_table import headline_row, table_row, tuned_row
 
 MAKERS: dict[str, Callable[[SearchResults, Spec], dict[str, Any]]] = {
     "table": table_row,
     "tuned": tuned_row,
     "headline": headline_row,
+    "smallest": smallest_row,
+    "fine-grained": sparse_row,
     "ranking": ranking_row,
+    "seen": seen_row,
     "seconds": evaluation_row,
     "proxy": proxy_row,
     "workers": evaluation_row,
@@ -31,7 +35,7 @@ MAKERS: dict[str, Callable[[SearchResults, Spec], dict[str, Any]]] = {
 def main(options: SearchResults) -> None:
     """Make the missing rows of the search results, in order; may be cut anywhere and repeated."""
     rows = runner(options)
-    rows.run(rows.chosen(plan(), options.only), options.list)
+    rows.run(rows.chosen(plan(), options.only), options)
 
 
 def runner(options: SearchResults) -> Runner[Spec]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from agents.config import AgentConfig, SearchConfig
 from agents.run_config import RunConfig, SourceConfig
 from envs.problem_config import ProblemConfig
+from scripts.results_runner import RowOptions
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "l2": {"importance": "l2", "reconstruct": "symmetric"},
@@ -14,11 +15,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "symmetric": {"reconstruct": "symmetric"},
 }
 """What else a search may differ by from the default, to fields of its problem."""
+WITHOUT: dict[str, dict[str, dict[str, Any]]] = {
+    "unscreened": {"agent": {"candidates": 1}},
+    "uniform-start": {"problem": {"reference": "uniform"}},
+}
+"""What the agent can do without, one part of it a time, to fields of its settings or of its problem."""
+WITHOUT_SEEDS = {
+    "resnet20": ("0", "1", "2", "3", "4"),
+    "resnet56": ("0", "1", "2"),
+    "vgg16-quarter": ("0", "1"),
+}
+"""Networks on which that is measured, to the seeds; those that the table has with the defaults."""
 RANKED = ("resnet20", "resnet56", "vgg16-quarter")
 """Networks on which orders of channels are compared."""
 BUDGETS = ("0.5", "0.3")
 FIXED = ("uniform", "shallow", "deep", "balanced")
 """Searchers that follow a rule: they draw nothing, so one seed says all, and end after few evaluations."""
+ONE_SEED = (*FIXED, "greedy")
+"""Searchers that draw nothing."""
 SEARCHERS = (*FIXED, "random", "evolution", "bayes", "ddpg")
 SEEN_SEARCHERS = (*FIXED, "random", "bayes", "ddpg")
 """For the network that costs most."""
@@ -26,7 +40,11 @@ SEEDS, FEW_SEEDS, MORE_SEEDS = ("0", "1", "2"), ("0", "1"), ("3", "4")
 TUNED = ("uniform", "random", "ddpg")
 TUNED_EPOCHS, HEADLINE_EPOCHS = 8, 15
 HEADLINE = ("resnet56", "0.5", "ddpg")
+REWARDS = ("default", "paper")
+"""What leads the searches for the smallest network within a drop."""
 SPEED_NETWORKS = ("resnet56", "mobilenet_v1")
+SEEN_NETWORKS = ("resnet56", "resnet20")
+"""One whose weights know the images of the reward split, and one that has not seen them."""
 EVALUATIONS = 200
 
 
@@ -59,13 +77,11 @@ NETWORKS = {
 
 
 @dataclass(frozen=True)
-class SearchResults:
-    """Options; rows that the output already has are not made again."""
+class SearchResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'table/resnet20/0.5/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = Path("docs/results/search.json")
     """Figures file; every finished row is written at once. Several calls may write to it side by side."""
     runs: Path = Path("runs/search")
@@ -98,11 +114,14 @@ class Spec:
     """One row; fields that mean nothing for its part are empty.
 
     Attributes:
-        part: "table", "tuned", "headline", "ranking", "seconds", "proxy" or "workers".
+        part: "table", "tuned", "headline", "smallest", "fine-grained", "ranking", "seconds", "proxy" or
+            "workers".
+        part: "table", "tuned", "headline", "ranking", "seen", "seconds", "proxy" or "workers".
         network, searcher: by name.
-        budget: fraction of the original's MACs, as text.
+        budget: fraction of the original's MACs, or of its weights for "fine-grained", as text.
         seed: of the search, as text.
-        variant: one of `VARIANTS`, where it is not the default.
+        variant: one of `VARIANTS`, where it is not the default; for "smallest" one of `REWARDS`.
+        variant: one of `VARIANTS` or of `WITHOUT`, where it is not the default.
     """
 
     part: str
@@ -137,7 +156,10 @@ def plan() -> list[Spec]:
         headline,
         *tuned("resnet20"),
         *tuned("resnet56"),
+        *(Spec("smallest", "resnet56", "", "ddpg", SEEDS[0], reward) for reward in REWARDS),
+        Spec("fine-grained", "resnet56", "0.2", "ddpg", SEEDS[0]),
         *(Spec("ranking", network) for network in RANKED),
+        *(Spec("seen", network) for network in SEEN_NETWORKS),
         *speed,
         *variants("none"),
         Spec("proxy", "resnet20"),
@@ -149,6 +171,7 @@ def plan() -> list[Spec]:
         *variants("symmetric"),
         *by_weights(),
         *more_seeds(),
+        *without(),
     ]
 
 
@@ -208,6 +231,17 @@ def variants(kind: str) -> list[Spec]:
     ]
 
 
+def without() -> list[Spec]:
+    """The agent's searches once more, each without one of its parts."""
+    return [
+        Spec("table", network, budget, "ddpg", seed, kind)
+        for network, seeds in WITHOUT_SEEDS.items()
+        for budget in (BUDGETS if network == "resnet20" else BUDGETS[:1])
+        for kind in WITHOUT
+        for seed in seeds
+    ]
+
+
 def command(options: SearchResults, spec: Spec) -> str:
     """What makes a row again, with weights and data where the options expect them."""
     changed = "" if options.evaluations == EVALUATIONS else f" --evaluations {options.evaluations}"
@@ -231,10 +265,12 @@ def source(options: SearchResults, network: str) -> SourceConfig:
 
 def search_config(options: SearchResults, spec: Spec) -> RunConfig:
     """The search of a row."""
+    missing = WITHOUT.get(spec.variant, {})
+    changed = VARIANTS.get(spec.variant, missing.get("problem", {}))
     return RunConfig(
         source(options, spec.network),
-        replace(ProblemConfig(budget=(f"macs={spec.budget}",)), **VARIANTS.get(spec.variant, {})),
-        AgentConfig(algorithm=spec.searcher, seed=int(spec.seed)),
+        replace(ProblemConfig(budget=(f"macs={spec.budget}",)), **changed),
+        replace(AgentConfig(algorithm=spec.searcher, seed=int(spec.seed)), **missing.get("agent", {})),
         SearchConfig(evaluations=options.evaluations),
     )
 

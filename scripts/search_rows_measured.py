@@ -7,19 +7,21 @@ from typing import Any
 from torch import nn
 
 from agents.run_config import SourceConfig
-from agents.source import load_source
+from agents.source import load_source, prepare_device
 from amc.files import read_json
 from amc.models import build_model, save_weights
 from amc.tasks import Task
 from envs.problem import build_problem
 from envs.problem_config import ProblemConfig
 from scripts import benchmark_evaluation, proxy_correlation
+from scripts.rank_correlation import correlate
 from scripts.results_runs import Figures
 from scripts.search_rows import NETWORKS, VARIANTS, SearchResults, Spec, source
 
 REWARD_IMAGES = {"mobilenet_v1": 5000}
 """As many as the authors' code is timed with."""
 RANKING_BUDGETS = ("0.7", "0.5", "0.3")
+SEEN_POLICIES, SEEN_BUDGET = 24, "0.5"
 ORDERS = ("l1", "l2", "bn", "taylor", "obs")
 FOLLOWED = {order: {"importance": order, "reference": "uniform"} for order in ORDERS} | {
     "obs, balanced": {"reference": "balanced"},
@@ -35,7 +37,7 @@ def proxy_row(options: SearchResults, spec: Spec) -> Figures:
     settings = proxy_correlation.ProxyCorrelation(source=source(options, spec.network), out=out)
     proxy_correlation.main(settings)
     figures: Any = read_json(out)
-    kept = ("proxies", "reward_against_test", "mean_score", "policies", "seconds")
+    kept = ("proxies", "proxy_seconds", "default", "reward_against_test", "mean_score", "policies", "seconds")
     return {
         "rank_correlation": figures["proxy_rank_correlation"],
         "epochs": settings.epochs,
@@ -64,6 +66,26 @@ def _reference(model: nn.Module, task: Task, budget: str, settings: dict[str, An
         return {"reward": evaluation.score, "test": task.score(network, "test")}
 
 
+def seen_row(options: SearchResults, spec: Spec) -> Figures:
+    """How the reward split ranks random policies, against the test split, by which nothing is chosen here."""
+    origin = source(options, spec.network)
+    device = prepare_device(origin)
+    config = ProblemConfig(budget=(f"macs={SEEN_BUDGET}",))
+    with closing(build_problem(*load_source(origin), config, device)) as problem:
+        policies = proxy_correlation.draw(problem, SEEN_POLICIES, 0)
+        scores = {
+            "reward": [evaluation.score for evaluation in problem.evaluator(policies)],
+            "test": [problem.task.score(problem.evaluator.searched(policy), "test") for policy in policies],
+        }
+        images = len(problem.task.data.reward)
+    return {
+        "scores": scores,
+        **proxy_correlation.plain(correlate(scores["reward"], scores["test"])),
+        "reward_images": images,
+        "seen": NETWORKS[spec.network].seen,
+    }
+
+
 def evaluation_row(options: SearchResults, spec: Spec) -> Figures:
     """Wall time of one evaluation with one worker a core, and what the workers gain over one."""
     out = options.runs / f"{spec.name.replace('/', '-')}.json"
@@ -76,11 +98,12 @@ def evaluation_row(options: SearchResults, spec: Spec) -> Figures:
     out.parent.mkdir(parents=True, exist_ok=True)
     benchmark_evaluation.main(settings)
     found: Any = read_json(out)
-    kept = ("workers", "threads", "phases", "in_process", "one_worker", "load", "reward_images")
+    kept = ("workers", "threads", "phases", "in_process", "one_worker", "all_workers", "load")
+    images = ("reward_images", "calibration_images")
     return {
         "seconds_per_evaluation": min(found["all_workers"], found["in_process"]),
         "efficiency": found["worker_efficiency"],
-        **{key: found[key] for key in kept},
+        **{key: found[key] for key in (*kept, *images)},
     }
 
 

@@ -23,7 +23,7 @@ def winner(setting: Setting) -> str:
     parts = [f"**{best}** has the best mean ({setting.mean(best):.2%})"]
     parts += [f"tied with it: {', '.join(ties)}"] if ties else []
     parts += [f"behind it: {', '.join(behind)}"] if behind else []
-    return f"* {setting.title}: {'; '.join(parts)}."
+    return f"* {setting.caption}: {'; '.join(parts)}."
 
 
 def against(setting: Setting, best: str, other: str) -> tuple[bool, str]:
@@ -47,7 +47,7 @@ def differences(setting: Setting) -> list[list[str]]:
         test = setting.difference("ddpg", rival, "test_untuned")
         if reward and test:
             verdict = "tie" if setting.is_tie(reward) else "better" if reward.mean > 0 else "**worse**"
-            rows.append([setting.title, rival, str(reward.pairs), str(reward), str(test), verdict])
+            rows.append([setting.caption, rival, str(reward.pairs), str(reward), str(test), verdict])
     return rows
 
 

@@ -17,15 +17,25 @@ from scripts.results_page import read_figures
 from scripts.results_runner import Row, Rows, Runner
 from scripts.results_runs import Figures, read_seconds, searched
 from scripts.search_results import prepare
-from scripts.search_rows import FIXED, NETWORKS
+from scripts.search_rows import NETWORKS
 from scripts.search_rows_table import curve, found, original_scores, read_outcomes, reported
-from scripts.searcher_rows import SearcherResults, Spec, command, plan, run_folder, search_config
+from scripts.searcher_rows import (
+    SearcherResults,
+    Spec,
+    command,
+    plan,
+    run_folder,
+    search_config,
+    shared,
+    with_table,
+)
+from scripts.searcher_tables import tables
 
 
 def main(options: SearcherResults) -> None:
     """Make the missing rows of the comparison, in order; may be cut anywhere and repeated."""
     rows = runner(options)
-    rows.run(rows.chosen(plan(rows.rows()), options.only), options.list)
+    rows.run(rows.chosen(plan(rows.rows()), options.only), options)
 
 
 def runner(options: SearcherResults) -> Runner[Spec]:
@@ -35,14 +45,14 @@ def runner(options: SearcherResults) -> Runner[Spec]:
         key=lambda spec: spec.name,
         make=lambda spec: searcher_row(options, spec),
         about=lambda spec: {"command": command(options, spec)},
-        summary=summary,
+        summary=lambda rows: summary(options, rows),
         prepare=lambda missing: possible(options, missing),
     )
 
 
 def possible(options: SearcherResults, missing: list[Spec]) -> list[Spec]:
     """The rows that the search table has, or whose weights are here; sets the threads."""
-    known = [spec for spec in missing if shared(options, spec)]
+    known = [spec for spec in missing if taken(options, spec)]
     searches = [spec for spec in missing if spec not in known]
     if not searches:
         return known
@@ -52,9 +62,9 @@ def possible(options: SearcherResults, missing: list[Spec]) -> list[Spec]:
 
 def searcher_row(options: SearcherResults, spec: Spec) -> Figures:
     """One search: taken from the search table, or its best after half of the evaluations and after all."""
-    taken = shared(options, spec)
-    if taken:
-        return taken
+    known = taken(options, spec)
+    if known:
+        return known
     with searched(run_folder(options, spec), search_config(options, spec)) as run:
         seconds, outcomes = read_seconds(run.folder), read_outcomes(run)
         best = [found(run, count, seconds, outcomes) for count in reported(run, options)]
@@ -70,16 +80,9 @@ def searcher_row(options: SearcherResults, spec: Spec) -> Figures:
         }
 
 
-def shared(options: SearcherResults, spec: Spec) -> Row:
+def taken(options: SearcherResults, spec: Spec) -> Row:
     """The figures of the same search in the search table; empty where it has none."""
-    if spec.cost != "macs":
-        return {}
-    rows: Rows = read_figures(options.table).get("rows", {})
-    row = rows.get(spec.search.name, {})
-    if not row or (spec.searcher not in FIXED and row["best"][-1]["evaluations"] != options.evaluations):
-        return {}
-    own = {name: value for name, value in row.items() if name not in ("part", "command", *spec.to_json())}
-    return {**own, "taken_from": spec.search.name, "searched": own.pop("origin")}
+    return shared(read_figures(options.table).get("rows", {}), spec, options.evaluations)
 
 
 def cost_figures(run: Run, spec: Spec, evaluations: int) -> dict[str, Any]:
@@ -98,21 +101,9 @@ def own_seconds(run: Run) -> dict[str, float]:
     return {"evaluating_seconds": round(sum(row.seconds for row in run.log.rows), 1)}
 
 
-def summary(rows: Rows) -> dict[str, Any]:
-    """One object a search and count of evaluations, for those who draw and compare."""
-    keys = ("network", "cost", "searcher")
-    return {
-        "table": [
-            {
-                **{key: row[key] for key in keys},
-                "budget": float(row["budget"]),
-                "seed": int(row["seed"]),
-                **{key: best[key] for key in ("evaluations", "reward_accuracy", "test_untuned", "seconds")},
-            }
-            for row in rows.values()
-            for best in row["best"]
-        ]
-    }
+def summary(options: SearcherResults, rows: Rows) -> dict[str, Any]:
+    """The tables of the page: one object a row, with the column names as keys."""
+    return {"tables": tables(with_table(rows, read_figures(options.table).get("rows", {})))}
 
 
 if __name__ == "__main__":

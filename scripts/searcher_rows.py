@@ -3,21 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from agents.run_config import RunConfig
-from scripts.results_runner import Row
-from scripts.search_rows import EVALUATIONS, FIXED, MORE_SEEDS, SEEDS, SearchResults
+from scripts.results_runner import Row, Rows
+from scripts.search_rows import EVALUATIONS, FIXED, MORE_SEEDS, ONE_SEED, SEEDS, SearchResults
 from scripts.search_rows import Spec as SearchSpec
 from scripts.search_rows import run_folder as search_folder
 from scripts.search_rows import search_config as macs_config
 
-SETTINGS = "l2"
-"""The variant of the search table that is compared: the defaults when this comparison began."""
-RULES = tuple(name for name in FIXED if name != "balanced")
-"""Those that do without the errors that another order of channels predicts."""
-SEARCHERS = (*RULES, "random", "evolution", "bayes", "cbo", "ddpg", "td3", "sac")
-DRAWN = tuple(name for name in SEARCHERS if name not in RULES)
+TODAY, BEFORE = "default", "l2"
+"""The settings that are compared: the defaults, and those when the comparison began, a variant of the search
+table."""
+SEARCHERS = (*FIXED, "greedy", "random", "evolution", "bayes", "cbo", "ddpg", "td3", "sac")
+LATER = ("balanced", "greedy")
+"""Not compared under the earlier settings: the errors behind the balanced policy are those of another order
+of channels, and greedy came later."""
 FIVE = (*SEEDS, *MORE_SEEDS)
 BUDGET = "0.5"
 FIRST, OTHERS = "resnet20", ("resnet56", "mobilenet_v2-half")
@@ -27,7 +29,7 @@ BEST = 3
 
 @dataclass(frozen=True)
 class SearcherResults(SearchResults):
-    """Options; rows that the output already has are not made again."""
+    """Options; rows that the output already has are made again only with --again."""
 
     out: Path = Path("docs/results/searchers.json")
     """Figures file; every finished row is written at once. Several calls may write to it side by side."""
@@ -46,6 +48,7 @@ class Spec:
         cost: "macs" or "latency".
         budget: fraction of the original's, as text.
         seed: of the search, as text.
+        settings: `TODAY` or `BEFORE`.
     """
 
     network: str
@@ -53,16 +56,19 @@ class Spec:
     budget: str
     searcher: str
     seed: str
+    settings: str = TODAY
 
     @property
     def name(self) -> str:
-        """The row's id."""
-        return "/".join(vars(self).values())
+        """The row's id; where it names no settings, they are those with which the comparison began."""
+        own = (self.network, self.cost, self.budget, self.searcher, self.seed)
+        return "/".join(own if self.settings == BEFORE else (*own, self.settings))
 
     @property
     def search(self) -> SearchSpec:
         """The row of the search table that asks for the same under MACs."""
-        return SearchSpec("table", self.network, self.budget, self.searcher, self.seed, SETTINGS)
+        variant = "" if self.settings == TODAY else self.settings
+        return SearchSpec("table", self.network, self.budget, self.searcher, self.seed, variant)
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
@@ -74,28 +80,67 @@ def plan(rows: Mapping[str, Row]) -> list[Spec]:
     first = [*block("macs"), *block("latency")]
     chosen = best_searchers(rows)
     others = [Spec(network, "macs", BUDGET, searcher, SEEDS[0]) for network in OTHERS for searcher in chosen]
-    return [*first, *others]
+    return [*first, *others, *block("macs", BEFORE)]
 
 
-def block(cost: str) -> list[Spec]:
+def block(cost: str, settings: str = TODAY) -> list[Spec]:
     """All searchers on the first network, the seeds in the outer loop."""
     return [
-        Spec(FIRST, cost, BUDGET, searcher, seed)
+        Spec(FIRST, cost, BUDGET, searcher, seed, settings)
         for seed in FIVE
         for searcher in SEARCHERS
-        if seed == SEEDS[0] or searcher not in RULES
+        if seed in seeds_of(searcher) and (settings == TODAY or searcher not in LATER)
     ]
+
+
+def seeds_of(searcher: str) -> tuple[str, ...]:
+    """The seeds of a searcher on the first network."""
+    return SEEDS[:1] if searcher in ONE_SEED else FIVE
 
 
 def best_searchers(rows: Mapping[str, Row]) -> list[str]:
     """The searchers with the best mean under MACs at half of the evaluations; none before all ended."""
     scores = {}
-    for searcher in DRAWN:
-        names = [Spec(FIRST, "macs", BUDGET, searcher, seed).name for seed in FIVE]
+    for searcher in (name for name in SEARCHERS if name not in FIXED):
+        names = [Spec(FIRST, "macs", BUDGET, searcher, seed).name for seed in seeds_of(searcher)]
         if any(name not in rows for name in names):
             return []
-        scores[searcher] = sum(rows[name]["best"][0]["reward_accuracy"] for name in names)
+        scores[searcher] = fmean(rows[name]["best"][0]["reward_accuracy"] for name in names)
     return sorted(scores, key=lambda searcher: -scores[searcher])[:BEST]
+
+
+def shared(table: Rows, spec: Spec, evaluations: int) -> Row:
+    """The figures of the same search in the search table; empty where it has none.
+
+    Args:
+        table: rows of the search table.
+        spec: a row of this comparison.
+        evaluations: of a search that is no rule.
+    """
+    row = table.get(spec.search.name, {})
+    if spec.cost != "macs" or not row:
+        return {}
+    if spec.searcher not in FIXED and row["best"][-1]["evaluations"] != evaluations:
+        return {}
+    own = {name: value for name, value in row.items() if name not in ("part", "command", *spec.to_json())}
+    return {**own, "taken_from": spec.search.name, "searched": row["origin"]}
+
+
+def with_table(rows: Rows, table: Rows) -> Rows:
+    """The rows, and beside them what the search table has found under the defaults.
+
+    Args:
+        rows: of this comparison.
+        table: rows of the search table.
+    """
+    specs = [
+        Spec(row["network"], "macs", row["budget"], row["searcher"], row["seed"])
+        for row in table.values()
+        if row["part"] == "table" and "variant" not in row
+    ]
+    wanted = [spec for spec in specs if spec.budget == BUDGET and spec.network in (FIRST, *OTHERS)]
+    taken = {spec.name: {**spec.to_json(), **shared(table, spec, EVALUATIONS)} for spec in wanted}
+    return {**{name: row for name, row in taken.items() if "best" in row}, **rows}
 
 
 def search_config(options: SearcherResults, spec: Spec) -> RunConfig:

@@ -13,7 +13,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agents.config import AgentConfig
+from agents.config import AgentConfig, CoolingConfig
 from agents.ray_session import check_ray
 from agents.report import write_report
 from agents.report_text import COST_NAMES, cost_text
@@ -62,6 +62,13 @@ class Sweep:
     """Who searches."""
     search: SearchOptions = field(default_factory=SearchOptions)
     """For how long, each trial."""
+    cooling: CoolingConfig = field(default_factory=CoolingConfig)
+    """In rounds, or at once."""
+
+    @property
+    def base(self) -> RunConfig:
+        """The settings that all trials share, but for what varies."""
+        return RunConfig(self.source, self.problem, self.agent, self.search.config, self.cooling)
 
     @property
     def folder(self) -> Path:
@@ -94,8 +101,7 @@ def main(options: Sweep) -> None:
     check_ray("A sweep", "ray.tune")
     if options.cores is not None and options.cores < 1:
         raise UserError(f"--cores must be at least 1, not {options.cores}.")
-    base = RunConfig(options.source, options.problem, options.agent, options.search.config)
-    trials = make_trials(base, options.axes)
+    trials = make_trials(options.base, options.axes)
     check_trials(trials, options.folder)
     errors: dict[str, str] = {}
     try:

@@ -182,7 +182,7 @@ def search(run: Run) -> None:
     if best is not None and best.policy.removed:
         print(f"the best policy leaves out {left_out(run.network, best.policy)}")
     if best is not None and not best.feasible:
-        print(miss_sentence(best, run.problem.budgets, unit))
+        print(miss_sentence(best, run.problem))
     if best is not None and best.latency_source == "unreliable":
         print("The machine was too busy for a reliable latency; measure again with scripts/benchmark.py.")
     print(f"best policy in {run.folder / 'policy.json'}")

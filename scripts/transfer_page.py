@@ -60,7 +60,8 @@ def overview(rows: Rows) -> list[str]:
         "fractions of the MACs. Channels go in the order of their weights, layers are refitted symmetrically "
         "and searches start from the uniform policy, as was the default when these rows were begun.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.2f} hours. `python -m "
-        "scripts.transfer_results` makes the missing ones; `python -m scripts.transfer_page` writes this "
+        "scripts.transfer_results` makes the missing ones "
+        "(with `--again` the measured ones too); `python -m scripts.transfer_page` writes this "
         "page.",
     ]
 

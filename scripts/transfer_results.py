@@ -45,7 +45,7 @@ SMALL_EPOCHS = 16
 def main(options: TransferResults) -> None:
     """Make the missing rows of the transfer results, in order; may be cut anywhere and repeated."""
     rows = runner(options)
-    rows.run(rows.chosen(plan(), options.only), options.list)
+    rows.run(rows.chosen(plan(), options.only), options)
 
 
 def runner(options: TransferResults) -> Runner[Spec]:

@@ -13,6 +13,7 @@ from amc.errors import UserError
 from amc.models.digits import DigitsNet
 from amc.models.resnet_cifar import ResNetCifar
 from envs.problem_config import ProblemConfig
+from scripts.results_runner import RowOptions
 
 LEVEL_BUDGETS = ("0.2", "0.35", "0.5", "0.65", "0.8")
 """Where one agent for every budget is compared with agents for one each."""
@@ -109,13 +110,11 @@ def digitsnet_three_quarters(classes: int = 10, in_channels: int = 1) -> nn.Modu
 
 
 @dataclass(frozen=True)
-class TransferResults:
-    """Options; rows that the output already has are not made again."""
+class TransferResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'levels/resnet8-half/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = Path("docs/results/transfer.json")
     """Figures file; every finished row is written at once. Several calls may write to it side by side."""
     runs: Path = Path("runs/transfer")

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,6 +18,16 @@ WIDTHS = {
     **{f"{front}_resnet_j{scales}": 0.125 for front in ("scattering", "strided") for scales in (2, 3)},
 }
 """Narrower where a network can be: the same graph, traced and run faster."""
+EXTRAS = {"cluster": ("ray", "pyarrow", "pandas"), "hub": ("timm", "torchvision", "datasets")}
+"""What `make test` does without, to its packages: tests marked `extra` are those of `make test-extras`."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose extra is not installed."""
+    for mark in item.iter_markers("extra"):
+        (extra,) = mark.args
+        if not all(map(find_spec, EXTRAS[extra])):
+            pytest.skip(f'needs pip install "amc-compress[{extra}]"; make test-extras has it')
 
 
 @pytest.fixture(autouse=True, scope="session")

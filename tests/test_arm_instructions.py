@@ -16,8 +16,10 @@ from amc.targets import get_target
 from amc.targets.arm import counts, debian, emulator, guest, preparation
 from amc.targets.arm.cores import CORES, CORTEX_A53, CORTEX_A76, write_system_files
 from amc.targets.arm.installation import PLUGIN_SOURCE, SETUP_COMMAND, Installation, recipe
-from amc.targets.arm.target import ArmInstructionsTarget, default_installation, timings
+from amc.targets.arm.target import DECLARED, ArmInstructionsTarget, default_installation, timings
 from amc.targets.base import Target
+from amc.targets.calibration import Profile
+from amc.targets.profiling import remember
 from scripts import setup_arm
 from scripts.cli import exit_code
 from tests.test_export import ResNet, images, prepared, quantize
@@ -98,6 +100,20 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.tflite"
     path.write_bytes(b"no model")
     return path
+
+
+def test_a_remembered_calibration_of_a_core_replaces_the_declared_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMC_CACHE_DIR", str(tmp_path / "cache"))
+    unprepared = ArmInstructionsTarget(CORTEX_A53, Installation(tmp_path / "none"))
+    assert unprepared.profile is DECLARED and DECLARED.source.startswith("declared")
+    prepared = marked(tmp_path / "arm", recipe())
+    found = Profile(width_multiple=4, fast_bits=(32,), source="calibration of a day")
+    remember(ArmInstructionsTarget(CORTEX_A53, prepared), found)
+    assert ArmInstructionsTarget(CORTEX_A53, prepared).profile == found
+    other = ArmInstructionsTarget(CORTEX_A76, prepared)
+    assert other.profile is DECLARED
+    other.adopt(found)
+    assert other.width_multiple == 4
 
 
 USES = {

@@ -313,8 +313,14 @@ def test_a_latency_budget_is_a_share_of_the_originals(tmp_path: Path):
 def test_what_rounds_cannot_do_is_refused_before_anything_is_written(tmp_path: Path):
     settings = replace(config(evaluations=2), cooling=CoolingConfig("linear", rounds=3))
     cost = replace(settings, problem=replace(settings.problem, goal="cost", budget=()))
-    for bad in (settings, cost):
-        with pytest.raises(UserError):
+    enough = replace(settings, search=replace(settings.search, evaluations=6))
+    operators = replace(enough, problem=replace(settings.problem, operators=("channel-svd",)))
+    for bad, said in (
+        (settings, "cannot be divided among 3 rounds"),
+        (cost, "--goal cost has none"),
+        (operators, "--cooling does not go with --operators"),
+    ):
+        with pytest.raises(UserError, match=said):
             start_run(tmp_path / "run", bad, tiny_model(), tiny_task())
     assert not (tmp_path / "run").exists()
 

@@ -9,7 +9,8 @@ from PIL import Image
 from amc.data import load_data
 from amc.data.boxes import BoxAugmentation, BoxSplit, DetectionData, pad_boxes
 from amc.data.shapes import shapes
-from amc.data.voc import read_annotation, voc
+from amc.data.voc import voc
+from amc.data.voc_files import read_annotation
 from amc.errors import UserError
 
 CHECKSUM = 44728.0
@@ -169,3 +170,21 @@ def test_a_folder_without_voc_data_is_named(tmp_path):
         load_data("voc", tmp_path)
     with pytest.raises(UserError, match="There is no folder"):
         load_data("voc", tmp_path / "nothing")
+
+
+def test_crops_are_the_objects_and_splits_share_no_image(cells):
+    root = cells / "cells"
+    for value, name in enumerate("abcd", start=1):
+        pixels = np.full((20, 40, 3), 10 * value, dtype=np.uint8)
+        pixels[:, 20:] += 100  # blue objects lie on the right
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.png")
+    data = load_data("voc-crops", cells, side=16)
+    assert (data.name, data.class_names, data.shape) == ("cells-crops", ("blue", "red"), (3, 16, 16))
+    assert data.train.labels.tolist() == [1, 0, 1, 0] and data.test.labels.tolist() == [1, 0]
+    # The square around a box of 20 x 10 fills the image's height of 20; only its border shows the other half.
+    assert [int(crop.median()) for crop in data.train.images] == [10, 110, 20, 120]
+    assert [int(crop[:, :, 2:-2].max()) for crop in data.reward.images] == [30, 130]
+    assert load_data("voc-crops", cells).shape == (3, 64, 64)
+    (root / "ImageSets/Main/test.txt").write_text("d\na\n")
+    with pytest.raises(UserError, match="name the image 'a' more than once"):
+        load_data("voc-crops", cells)

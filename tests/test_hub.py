@@ -24,7 +24,7 @@ from amc.network import trace
 from scripts.architectures import Spec, measured
 from scripts.architectures_page import write_architectures
 
-needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="the extra hub is missing")
+needs_hub = pytest.mark.extra("hub")
 IMAGE = torch.zeros(1, 3, 16, 16)
 
 
@@ -32,7 +32,7 @@ IMAGE = torch.zeros(1, 3, 16, 16)
 
 
 # Squeeze and excitation with hard swish, a convolution in groups, standardised weights.
-@needs_timm
+@needs_hub
 @pytest.mark.parametrize("name", ["timm:mobilenetv3_small_050", "timm:regnetx_002"])
 def test_a_network_of_timm_is_halved_and_exported(name):
     row = measured(Spec(name))
@@ -42,20 +42,20 @@ def test_a_network_of_timm_is_halved_and_exported(name):
     assert row["frozen_groups"] == 0 and row["exporter"] == "amc"
 
 
-@needs_timm
+@needs_hub
 def test_a_network_of_torchvision_has_as_many_classes_as_asked_for():
     model = build_model("torchvision:squeezenet1_1", classes=7).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
 
-@needs_timm
+@needs_hub
 def test_channels_of_the_images_reach_timm_and_are_refused_by_torchvision():
     assert build_model("timm:lcnet_050", in_channels=1).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
     with pytest.raises(UserError, match="reads 3 channels and the images have 1"):
         build_model("torchvision:resnet18", in_channels=1)
 
 
-@needs_timm
+@needs_hub
 def test_an_unknown_architecture_names_the_closest():
     with pytest.raises(UserError, match="did you mean 'timm:resnet18'"):
         build_model("timm:resnet_18")

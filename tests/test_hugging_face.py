@@ -9,9 +9,7 @@ from amc.data import load_data
 from amc.data.hugging_face import hugging_face
 from amc.errors import UserError
 
-needs_datasets = pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="the extra hub is missing"
-)
+needs_hub = pytest.mark.extra("hub")
 
 
 def write(folder, splits=("train", "test"), images: int = 10, label: str = "ClassLabel"):
@@ -29,7 +27,7 @@ def write(folder, splits=("train", "test"), images: int = 10, label: str = "Clas
     return folder
 
 
-@needs_datasets
+@needs_hub
 def test_a_saved_data_set_becomes_three_splits(tmp_path):
     data = load_data(f"hf:{write(tmp_path / 'animals')}", side=8)
     assert (data.name, data.classes, data.class_names) == ("animals", 2, ("cat", "dog"))
@@ -38,7 +36,7 @@ def test_a_saved_data_set_becomes_three_splits(tmp_path):
     assert (data.test.images[:, 0, 0, 0] == 20 * data.test.labels).all()
 
 
-@needs_datasets
+@needs_hub
 def test_a_folder_of_images_is_read_by_the_library_too(tmp_path):
     from PIL import Image
 
@@ -51,7 +49,7 @@ def test_a_folder_of_images_is_read_by_the_library_too(tmp_path):
     assert (data.class_names, len(data.test)) == (("a", "b"), 8)
 
 
-@needs_datasets
+@needs_hub
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -64,13 +62,13 @@ def test_a_data_set_that_does_not_fit_is_one_sentence(tmp_path, settings, said):
         hugging_face(str(write(tmp_path, **settings)))
 
 
-@needs_datasets
+@needs_hub
 def test_too_many_pixels_are_refused_before_decoding(tmp_path):
     with pytest.raises(UserError, match=r"20 images of .* need 0\.0 GiB at 64 x 64 pixels"):
         hugging_face(str(write(tmp_path)), side=64, memory_limit_gib=1e-5)
 
 
-@needs_datasets
+@needs_hub
 def test_a_name_that_cannot_be_loaded_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded"):
         hugging_face(str(tmp_path / "nowhere"))

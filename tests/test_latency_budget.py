@@ -20,6 +20,7 @@ from amc.targets.protocol import NOISE_FLOOR
 from envs.compression_env import CompressionEnv
 from envs.problem import Problem
 from envs.problem_config import ProblemConfig
+from scripts.latency_rows_search import search_figures
 from tests import formula_target
 from tests.formula_target import FAKE, SMALL, FormulaTarget, begin, make, target_of
 from tests.test_run import InterruptAt, call, config, load, same, start
@@ -70,6 +71,14 @@ def test_time_means_nothing_where_instructions_are_counted(monkeypatch: pytest.M
     made = make("latency=0.5")
     with pytest.raises(UserError, match="not time"):
         CompressionEnv(made).reset(options={"budget": "latency=1.5ms"})
+
+
+def test_few_policies_say_little_about_the_error(problem: Problem, monkeypatch: pytest.MonkeyPatch):
+    assert problem.latency is not None
+    assert "from 42 measured" in problem.notes[-1]
+    assert "Fewer than 100 policies say little about that error" in problem.notes[-1]
+    monkeypatch.setattr("envs.latency_budget.ENOUGH_POLICIES", 42)
+    assert "Fewer" not in problem.latency.note(problem.budgets[0].limit)
 
 
 def test_the_predictor_knows_the_formula(problem: Problem):
@@ -141,6 +150,16 @@ def test_only_would_be_bests_are_measured_and_before_their_reward(tmp_path: Path
     assert best is not None and best.latency_source == "measured"
     # By so much less that a second measurement keeps it, too.
     assert best.costs["latency"] <= run.problem.budgets[0].limit / (1 + NOISE_FLOOR)
+
+
+def test_a_row_of_results_names_the_settings_that_its_search_had(tmp_path: Path):
+    """Not today's defaults: a run that is there already is read and not repeated."""
+    before = ProblemConfig(budget=("latency=0.3",), importance="l2", reconstruct="symmetric", **SMALL)
+    run = start(tmp_path / "run", replace(config(2), problem=before))
+    run.search()
+    found = search_figures(run)
+    assert (found["importance"], found["reconstruct"]) == ("l2", "symmetric")
+    assert found["test_accuracy_original"] == run.task.score(run.network.module, "test")
 
 
 def test_a_miss_is_penalised_is_not_the_best_and_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -232,6 +251,20 @@ def test_a_target_that_gains_nothing_from_integers_keeps_floats(monkeypatch: pyt
     forced = make("latency=0.5", weight_bits=(8,), activation_bits=(8,))
     assert any("they are there because they were asked for" in note for note in forced.notes)
     assert set(forced.walk().reference_policy().values("weight_bits").values()) == {8}
+
+
+def test_a_profile_of_a_busy_machine_is_not_taken_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def doubts(notes: tuple[str, ...]) -> int:
+        return sum("too busy to calibrate formula" in note for note in notes)
+
+    assert doubts(make("latency=0.5").notes) == 0
+    monkeypatch.setattr(FormulaTarget, "profile", Profile(2, fast_bits=(32,), reliable=False))
+    assert doubts(make("latency=0.5", weight_bits=(8,), activation_bits=(8,)).notes) == 1
+    assert doubts(make("latency=0.5", "size=0.5").notes) == 1
+    assert doubts(make("macs=0.5").notes) == 0
+    begin(tmp_path / "run")
+    monkeypatch.setattr(FormulaTarget, "profile", Profile(2))
+    assert doubts(load(tmp_path / "run").problem.notes) == 1  # it goes on with what it began with
 
 
 def test_bits_that_bring_nothing_leave_with_a_note():

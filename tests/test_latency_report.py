@@ -1,5 +1,7 @@
 """What is said of a search under a latency budget: report, dry run, damaged files."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ import tests.test_run as runs
 from agents.report import write_report
 from agents.report_data import load_record
 from amc.errors import UserError
+from envs.problem_config import ProblemConfig
 from tests import formula_target
-from tests.formula_target import FAKE, FormulaTarget, begin
-from tests.test_run import call, load, rows
+from tests.formula_target import FAKE, SMALL, FormulaTarget, begin
+from tests.test_run import call, config, load, rows, start
 
 # Found by name in the module that uses them.
 _surroundings = runs._surroundings
@@ -26,7 +29,15 @@ def test_report_and_tensorboard_say_what_was_measured(tmp_path: Path):
     assert 0 < predicted < 12
     record = load_record(folder)
     assert record.limits["latency"] == pytest.approx(run.problem.budgets[0].limit)
+    latency = run.problem.latency
+    assert latency is not None and record.predictor is not None
+    stored = json.loads((folder / "latency.json").read_text())["predictor"]
+    assert stored == record.predictor.to_json() and stored["policies"] == 42
+    latency.restart()  # as it was when the search began
+    assert stored["mape"] == pytest.approx(latency.predictor.mape)
+    assert stored["margin"] == pytest.approx(latency.margin(run.problem.budgets[0].limit))
     page = write_report([folder], tmp_path / "page.html")[0].read_text()
+    assert "fitted to 42 measured random policies, too few to be sure: fewer than 100; mean error" in page
     assert f"The latency of {predicted} of 12 policies is predicted" in page and "Hollow" in page
     events = EventAccumulator(str(folder)).Reload()
     assert len(events.Scalars("costs/latency")) == 12
@@ -53,3 +64,13 @@ def test_a_damaged_latency_file_is_one_sentence(tmp_path: Path):
     (tmp_path / "run" / "latency.json").write_text('{"profile": {}}')
     with pytest.raises(UserError, match=r"latency.json is damaged"):
         load(tmp_path / "run")
+    (tmp_path / "run" / "latency.json").write_text('{"predictor": {"mape": 0.1}}')
+    with pytest.raises(UserError, match=r"latency.json is damaged: KeyError\('policies'\)"):
+        load_record(tmp_path / "run")
+
+
+def test_latency_as_the_goal_is_measured_and_not_predicted(tmp_path: Path):
+    asked = ProblemConfig(goal="cost", minimize="latency", **SMALL)
+    start(tmp_path / "run", replace(config(2), problem=asked))
+    assert "predictor" not in json.loads((tmp_path / "run" / "latency.json").read_text())
+    assert load_record(tmp_path / "run").predictor is None

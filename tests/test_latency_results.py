@@ -11,6 +11,7 @@ from amc.errors import UserError
 from amc.targets.calibration import Curve, Profile
 from scripts import latency_page, latency_results, latency_rows_search
 from scripts.cli import exit_code
+from scripts.latency_plots import styles_of
 from scripts.latency_rows import (
     HEADLINE_EPOCHS,
     TUNED_EPOCHS,
@@ -22,7 +23,7 @@ from scripts.latency_rows import (
 )
 from scripts.latency_rows_search import affordable_depth
 from scripts.latency_rows_targets import by_format, correlations, subject, weight_bits_of
-from scripts.latency_words import verdict
+from scripts.latency_words import originals, points_of, tuned_name, verdict, winners
 
 POLICY = {
     "reward_accuracy": 0.95,
@@ -224,6 +225,47 @@ def test_a_headline_is_judged_by_its_own_budget_and_by_a_point_of_accuracy() -> 
     good = {**row, "test_accuracy_exported": 0.9240}
     assert verdict(good).startswith("goal met")
     assert "0.190 is above 0.125" in verdict({**good, "budget": "0.125"})
+
+
+def test_a_headline_that_does_not_repeat_is_remarked_on() -> None:
+    row = {**TUNED, "network": "resnet56", "target": "litert", "label": "here", "budget": "0.2"}
+    assert "variation" not in verdict({**row, "latency_ratio_cv": 0.03})
+    assert "variation over 12 processes, 4.8%, is above 3%" in verdict({**row, "latency_ratio_cv": 0.048})
+
+
+def compared(**variants: float) -> list[dict]:
+    """Rows of one setting by accuracy; a negative one is that of a network over the budget."""
+    about = {"network": "net", "target": "openvino", "budget": "0.3", "label": "here", "part": "joint"}
+    return [
+        {**POLICY, **about, "variant": name, "test_accuracy": abs(score), "within_budget": score > 0}
+        for name, score in variants.items()
+    ]
+
+
+def test_each_setting_of_the_comparison_has_a_verdict() -> None:
+    rows = compared(joint=0.6, uniform=0.5, prune=0.2, int8=-0.9, blocks=0.99)
+    title = "* net, openvino, budget 0.3 (here): "
+    (said,) = winners([*rows, {**rows[0], "variant": "prune-int8", "importance": "obs"}])
+    assert said.startswith(f"{title}`joint` and `prune-int8` tie: they keep the budget") and "60.00%" in said
+    assert said.endswith("(one seed). Not all of them order channels in the same way.")
+    first, other = winners([*rows, *({**row, "target": "litert"} for row in compared(int8=-0.9))])
+    assert first == (
+        f"{title}`joint` keeps the budget with the highest test accuracy, 60.00%, before `uniform` with "
+        "50.00% (one seed). Not measured yet: `prune-int8`."
+    )
+    assert "litert" in other and "`int8` does not keep the budget (one seed)." in other
+
+
+def test_plots_show_every_way_and_tell_series_apart() -> None:
+    rows = [*compared(**{name: 0.5 for name in VARIANTS}), {**TUNED, "part": "headline", "network": "net"}]
+    drawn = [name for row in rows for name, _ in points_of(row)]
+    assert {"prune", "prune-int8", "blocks", "int8 only", tuned_name(HEADLINE_EPOCHS)} <= set(drawn)
+    drawn += [tuned_name(epochs, blocks) for epochs in (3, 8) for blocks in (False, True)]
+    looks = {(style["color"], style["marker"]) for style in styles_of(drawn).values()}
+    assert len(looks) == len(set(drawn))
+    assert originals(rows) == {"net": 0.9339}
+    curve = {"part": "curve", "network": "n", "joint": {"test_accuracy_original": 0.8}}
+    assert originals([curve, {"part": "profile"}]) == {"n": 0.8}
 
 
 def test_errors_are_told_apart_by_the_bits_of_the_policies() -> None:

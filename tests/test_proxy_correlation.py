@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
+from envs.problem import Problem
+from envs.problem_config import ProblemConfig
 from scripts import proxy_correlation as script
 from scripts.cli import exit_code
 from scripts.rank_correlation import correlate, kendall, spearman
+from tests.test_env import make_problem
 from tests.test_run import ROOT
 
 OPTIONS = [
@@ -86,7 +89,43 @@ def test_a_study_that_is_cut_ends_as_an_uncut_one(tmp_path: Path, monkeypatch: p
     assert figures["proxies"] == other["proxies"] and figures["policies"] == 5
     assert set(figures["proxy_rank_correlation"]) == {"raw", "renormalized", "symmetric", "asymmetric"}
     assert set(figures["reward_against_test"]) == {*figures["proxy_rank_correlation"], "tuned"}
+    assert set(figures["proxy_seconds"]) == set(figures["proxy_rank_correlation"])
+    assert figures["default"] == ProblemConfig().reconstruction
     assert len({each["policy"] for each in lines(whole)}) >= 4  # so small a network has few
+
+
+def test_proxies_are_what_a_search_sees_and_fine_tuning_starts_from_what_the_default_delivers(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    problem = make_problem("macs=0.5")
+    (policy,) = script.draw(problem, 1, 0)
+    found, started = script.Proxies(problem), list[Any]()
+    for name, reconstruct in script.PROXIES.items():
+        scores, seconds = found.measure(name, policy)
+        assert seconds > 0
+        if name != "raw":
+            (same,) = make_problem("macs=0.5", reconstruct=reconstruct).evaluator([policy])
+            assert scores["reward"] == same.score
+
+    def tuned(options: Any, problem: Problem, model: Any) -> dict[str, float]:
+        started.append(model)
+        return {"reward": 0.0, "test": 0.0}
+
+    delivered = problem.evaluator.searched(policy)
+    monkeypatch.setattr(problem.evaluator, "compressed", lambda policy: delivered)
+    monkeypatch.setattr(script, "tuned_score", tuned)
+    row = script.row(script.ProxyCorrelation(), problem, found, policy, 0)
+    assert started == [delivered] and set(row["proxy_seconds"]) == set(script.PROXIES)
+
+
+def test_it_says_whether_the_default_is_the_best_proxy_and_what_each_costs():
+    ranks, seconds = {"raw": None, "symmetric": 0.8, "asymmetric": 0.9}, dict.fromkeys(script.PROXIES, 2.0)
+    assert "default reward, asymmetric (+0.90, 2.00 s), ranks" in script.conclusion(
+        ranks, seconds, "asymmetric"
+    )
+    said = script.conclusion(ranks, {**seconds, "symmetric": 3.0}, "symmetric")
+    assert "that of asymmetric (+0.90, 2.00 s), and not that of the default reward, symmetric" in said
+    assert "1.50 times as long" in said
 
 
 def test_rows_of_another_setting_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

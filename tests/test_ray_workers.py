@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,7 @@ from tests.sweep_pieces import BASE, figures, tiny_network
 from tests.test_sweep import Killer, log_of, trials, uninterrupted
 from tests.test_workers import DyingTask, policies
 
-if not all(map(find_spec, ("ray", "pyarrow", "pandas"))):
-    pytest.skip('needs pip install "amc-compress[cluster]"', allow_module_level=True)
+pytestmark = pytest.mark.extra("cluster")
 
 TWO = replace(BASE, search=replace(BASE.search, workers=2))
 

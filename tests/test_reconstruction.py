@@ -175,6 +175,73 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
         assert normal.abs().max() < 2e-3 * (z.T @ targets).abs().max().clamp_min((z.T @ z).abs().max())
 
 
+def grouped_net(bias: bool) -> nn.Module:
+    """A convolution in groups behind layers that lose channels, and one that reads its outputs."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1, bias=bias),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, bias=bias),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=2, bias=bias),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12 * 9, 5, bias=bias),
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
+def test_every_group_of_a_convolution_solves_its_own_problem(kind: str, bias: bool):
+    network, images = trace(grouped_net(bias), torch.randn(1, 3, 6, 6)), torch.randn(100, 3, 6, 6)
+    pruned, positions = pruned_to(network, 0.5)
+    refits = {
+        "symmetric": lambda: SymmetricReconstruction(input_moments(network, [images], positions=100)),
+        "asymmetric": lambda: AsymmetricReconstruction.of(network, [images], positions=100),
+    }[kind]()
+    refits(pruned, network, positions)
+    rows, channels = positions["4", "out"], positions["4", "in"]
+    assert pruned.get_submodule("4").groups == 2 and len(rows) == 6 and len(channels) == 2
+    with torch.no_grad():
+        hidden, now = (Until(model, "4").run(images) for model in (network.module, pruned))
+        layer = network.module.get_submodule("4")
+        wanted = F.conv2d(hidden, layer.weight, None, 2, 1, 1, 2)[:, rows]
+        # The symmetric kind sees what the original gives.
+        both = (torch.arange(2)[:, None] * 4 + channels).reshape(-1)
+        seen = hidden[:, both] if kind == "symmetric" else now
+        found = F.conv2d(seen, pruned.get_submodule("4").weight, None, 2, 1, 1, 2)
+    for group in range(2):
+        own = seen[:, 2 * group : 2 * group + 2]
+        inputs = F.unfold(own, 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1).double()
+        outputs = [
+            y[:, 3 * group : 3 * group + 3].movedim(1, -1).flatten(0, 2).double() for y in (wanted, found)
+        ]
+        if bias:
+            inputs, outputs = inputs - inputs.mean(dim=0), [y - y.mean(dim=0) for y in outputs]
+        solution = torch.linalg.lstsq(inputs, outputs[0]).solution
+        assert torch.allclose(outputs[1], inputs @ solution, atol=2e-4)
+        lost = (outputs[0] - outputs[1]).square().mean()
+        assert lost > 0.02 * outputs[0].square().mean()  # there was something to lose
+
+
+class Until(torch.fx.Interpreter):
+    """Runs a graph as far as to the inputs of a module, and returns those."""
+
+    def __init__(self, module: torch.fx.GraphModule, name: str):
+        super().__init__(module)
+        self.before = next(node for node in module.graph.nodes if node.target == name).all_input_nodes[0]
+
+    def run(self, *args: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        super().run(*args)
+        return self.found
+
+    def run_node(self, n: torch.fx.Node) -> torch.Tensor:
+        value = super().run_node(n)
+        if n is self.before:
+            self.found = value
+        return value
+
+
 def rows_of(
     model: nn.Module, images: torch.Tensor, sizes: list[int], training: bool
 ) -> dict[str, torch.Tensor]:

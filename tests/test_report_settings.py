@@ -29,7 +29,7 @@ def with_block_left_out(folder: Path, config: RunConfig = CONFIG, **facts: Any) 
         LayerDecision("linear", {"width": 10, "weight_bits": 4, "density": 100}),
     )
     evaluation = Evaluation(CompressionPolicy("f" * 16, decisions), 0.9, COSTS, 0.5)
-    EvaluationLog(folder / "evaluations.jsonl").add(evaluation, 0.0, {})
+    EvaluationLog(folder / "evaluations.jsonl").add(evaluation, 0.0, {}, leads=True)
     return folder
 
 

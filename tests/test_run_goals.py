@@ -22,6 +22,8 @@ import tests.test_run as runs
 from agents.compress import compress, finish
 from agents.config import SearchConfig
 from agents.log import EvaluationLog, Row
+from agents.report_data import Record, load_record
+from agents.report_text import verdict
 from agents.run import Run
 from amc.network import trace
 from amc.policy import CompressionPolicy
@@ -102,16 +104,44 @@ def test_every_searcher_runs(tmp_path: Path, algorithm: str):
     assert names == list(dict.fromkeys(["original", "uniform", run.problem.reference_name, algorithm]))
 
 
-def test_smallest_network_within_a_drop(tmp_path: Path):
+@pytest.mark.parametrize("cost", ["macs", "params"])
+def test_smallest_network_within_a_drop(tmp_path: Path, cost: str):
     name = "small"
-    goal = ("--goal", "cost", "--minimize", "macs", "--max-drop", 30, "--evaluations", 8)
+    goal = ("--goal", "cost", "--minimize", cost, "--max-drop", 30, "--evaluations", 8)
     assert call(*goal, "--runs", tmp_path, "--name", name) == 0
     log = EvaluationLog(tmp_path / name / "evaluations.jsonl")
     original = yaml.safe_load((tmp_path / name / "config.yaml").read_text())["facts"]["original"]
     for row in log.rows:
         excess = max(0.0, original["score"] - row.score - 0.3)
-        halvings = np.log2(original["costs"]["macs"] / row.costs["macs"])
+        halvings = np.log2(original["costs"][cost] / row.costs[cost])
         assert row.reward == pytest.approx(halvings - excess / 0.01)
+        assert row.feasible == (excess < 1e-9)
+    best = log.best()
+    assert best is not None and best.costs[cost] == min(row.costs[cost] for row in log.rows if row.feasible)
+
+
+def test_where_no_network_is_within_the_drop_one_sentence_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    goal = ("--goal", "cost", "--minimize", "params", "--budget", "params=0.1", "--max-drop", 0)
+    rest = ("--reward", "paper", "--evaluations", 6, "--runs", tmp_path, "--name", "lossy")
+    assert call(*goal, *rest) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--reward paper pays for accuracy and params alone and knows no allowed drop" in words
+    log = EvaluationLog(tmp_path / "lossy" / "evaluations.jsonl")
+    best = log.best()
+    assert best is not None and not any(row.feasible for row in log.rows)
+    assert best.score == max(row.score for row in log.rows)
+    record = load_record(tmp_path / "lossy")
+    lost = f"{100 * (record.original.reward_score - best.score):.2f} points of accuracy on the reward split."
+    said = "No network of this search is within --max-drop 0: the most accurate, in policy.json, loses"
+    assert f"{said} {lost}" in words
+    assert f"is within the allowed drop of 0.00 points: the most accurate loses {lost}" in plain(record)
+
+
+def plain(record: Record) -> str:
+    """The report's first sentence, with ordinary spaces."""
+    return verdict(record)[0].replace("\N{NO-BREAK SPACE}", " ")
 
 
 LATENCY = (

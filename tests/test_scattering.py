@@ -1,6 +1,7 @@
 """Scattering as fixed convolutions against kymatio, and networks that read it."""
 
 import builtins
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -8,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.compress import compress
+from agents.config import SearchConfig
 from amc.compress import ActivationQuantization, WeightQuantization, apply
 from amc.costs.symbolic import symbolic_costs
+from amc.data import load_data
 from amc.errors import UserError
 from amc.export import check_export, export_onnx
 from amc.export.tflite import export_tflite
@@ -17,10 +21,13 @@ from amc.graph import FixedStage
 from amc.knobs import BITS, BitsKnob, WidthKnob
 from amc.models import build_model, list_models, load_weights, save_weights
 from amc.network import Network, trace
+from amc.package import Architecture, Package, kept_by, load_package, save_package
+from amc.package_form import packed_form
 from amc.recovery.calibrate import calibrate
-from amc.scattering import Scattering, make_plan
+from amc.scattering import Scattering, expansion_notes, make_plan
 from amc.slicing import clone_module
 from amc.space import Space
+from scripts import pretrain
 
 pytest.importorskip("kymatio.scattering2d.filter_bank")
 
@@ -101,6 +108,13 @@ def test_gradients_reach_the_pixels():
 @pytest.mark.parametrize(("scales", "ratio"), [(1, 16 / 36), (2, 16 / 17), (3, 2.56), (4, 7.7576)])
 def test_compression_is_that_of_the_paper(scales: int, ratio: float):
     assert Scattering(scales).compression() == pytest.approx(ratio, abs=1e-3)
+
+
+def test_expanding_the_data_is_said():
+    (note,) = expansion_notes(build_model("scattering_resnet_j2", width=0.125))
+    assert "J = 2 expands the data: 1.06 coefficients for each number" in note
+    assert expansion_notes(build_model("scattering_resnet_j3", width=0.125)) == ()
+    assert expansion_notes(build_model("strided_resnet_j2", width=0.125)) == ()
 
 
 def test_macs_are_those_of_the_convolutions_that_run(monkeypatch: pytest.MonkeyPatch):
@@ -256,3 +270,28 @@ def test_the_pixel_twins_have_the_same_trunk():
             for kind in ("scattering", "strided")
         ]
         assert names[0] == names[1]
+
+
+def test_a_hybrid_is_trained_searched_and_packaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    digits, weights = load_data("digits", side=16), tmp_path / "hybrid.safetensors"
+    few = {name: digits.split(name).take(torch.arange(96)) for name in ("train", "reward", "test")}
+    data = replace(digits, **few, _normalised={})
+    monkeypatch.setattr(pretrain, "load_data", lambda *_: data)
+    pretrain.main(
+        pretrain.Pretrain("scattering_resnet_j2", epochs=1, batch_size=32, width=0.125, out=weights)
+    )
+    assert "expands the data" in capsys.readouterr().out
+    model = build_model("scattering_resnet_j2", 10, 1, 0.125)
+    load_weights(model, weights)
+    result = compress(model, data, "params=0.5", search=SearchConfig(evaluations=3), folder=tmp_path / "run")
+    run, policy = result.run, result.policy
+    assert any("expands the data" in note for note in run.problem.notes)
+    assert run.evaluator.costs_of(policy)["params"] <= 0.5 * run.problem.original_costs["params"]
+    kept = kept_by(run.evaluator.compressors, run.network, policy)
+    known = Architecture("scattering_resnet_j2", 10, (1, 16, 16), 0.125)
+    path = save_package(tmp_path, Package(result.model, policy, kept, known), run.network)
+    x = images(4, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(load_package(path).module(x), packed_form(result.model, run.network)(x))

@@ -14,10 +14,12 @@ import torch
 
 from agents.config import AgentConfig
 from agents.run_config import SourceConfig
+from amc.costs.symbolic import KNOBS_OF
 from amc.errors import UserError
 from amc.models import build_model, save_weights
+from amc.targets.registry import list_targets
 from envs.problem import ProblemConfig
-from scripts import pretrain, train_agent
+from scripts import apply_agent, pretrain, profile_target, train_agent
 from scripts.cli import exit_code
 from scripts.train_agent import SearchOptions, TrainAgent
 from tests.test_run import ROOT, TINY
@@ -338,3 +340,16 @@ def test_a_real_process_ends_with_code_2_and_one_sentence(tmp_path: Path):
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r"error: The budget macs = [^\n]+ cannot be reached: [^\n]+\.\n", done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", [train_agent.main, profile_target.main, apply_agent.main])
+def test_the_help_names_every_target_and_cost(
+    script: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        exit_code(script, ["--help"])
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert all(f" {name}" in said for name in list_targets())
+    assert script is not train_agent.main or all(
+        f" {name} " in re.sub(r"[,;]", " ", said) for name in KNOBS_OF
+    )

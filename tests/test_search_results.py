@@ -38,6 +38,8 @@ PROXY = {
     "proxies": {"raw": RANKED, "symmetric": RANKED},
     "reward_against_test": {"raw": {"spearman": {"value": None}}, "symmetric": RANKED},
     "mean_score": {"raw": {"reward": 0.3}, "symmetric": {"reward": 0.8}},
+    "proxy_seconds": {"raw": 0.5, "symmetric": 1.5},
+    "default": "symmetric",
     "policies": 24,
     "seconds": 90.0,
 }
@@ -342,7 +344,9 @@ def test_the_proxy_row_is_what_its_script_has_found(folder: Path, monkeypatch: p
     row = figures(folder)["rows"]["proxy/tiny"]
     assert row["seconds"] == 90.0
     page = "\n".join(proxies([row]))
-    assert page.index("symmetric") < page.index("raw") and "+0.90 [+0.80, +1.00]" in page and "none" in page
+    assert page.index("symmetric (the default) | 1.50") < page.index("raw | 0.50")
+    assert "The default reward, symmetric (+0.90, 1.50 s), ranks policies best" in page
+    assert "+0.90 [+0.80, +1.00]" in page and "none" in page
 
 
 def test_page_of_few_rows_and_of_many(tmp_path: Path) -> None:

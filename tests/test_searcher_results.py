@@ -11,8 +11,19 @@ from amc.models import build_model, save_weights
 from scripts import searcher_page, searcher_results
 from scripts.cli import exit_code
 from scripts.search_rows import NETWORKS, Reference
-from scripts.searcher_page import Contest, advice, contests, leaders
-from scripts.searcher_rows import DRAWN, FIVE, SearcherResults, Spec, command, plan, run_folder
+from scripts.searcher_page import advice, missing
+from scripts.searcher_rows import (
+    BEFORE,
+    SEARCHERS,
+    SearcherResults,
+    Spec,
+    command,
+    plan,
+    run_folder,
+    seeds_of,
+    with_table,
+)
+from scripts.searcher_tables import Contest, contests, leaders
 from tests.test_run import FAKE
 
 TINY = Reference("digitsnet", width=0.25, data="digits", side=8)
@@ -50,72 +61,92 @@ def rows(folder: Path) -> dict:
     return json.loads((folder / "searchers.json").read_text())["rows"]
 
 
-def made_up(searcher: str, seed: str, score: float, seconds: float = 9.0, cost: str = "macs") -> dict:
+def made_up(
+    searcher: str, seed: str, score: float, seconds: float = 9.0, cost: str = "macs", **fields: str
+) -> dict:
     """A row as the runner writes it."""
     best = {"evaluations": 200, "reward_accuracy": score, "test_untuned": score - 0.02, "found_at": 50}
     best |= {"seconds": seconds, "macs_fraction": 0.5, "cost_fraction": 0.49}
     return {
-        **Spec("resnet20", cost, "0.5", searcher, seed).to_json(),
+        **Spec("resnet20", cost, "0.5", searcher, seed, **fields).to_json(),
         "best": [{**best, "evaluations": 100, "reward_accuracy": score - 0.01}, best],
         "original_reward": 0.93,
         "original_test": 0.92,
         "reward_images": 2000,
+        "seen": False,
         "seconds": seconds,
         "origin": {"commit": "0", "date": "today", "machine": {"cpu": "a CPU", "cores": 1}},
     }
 
 
+def page_of(folder: Path) -> str:
+    given = ["--figures", folder / "searchers.json", "--table", folder / "search.json"]
+    assert exit_code(searcher_page.main, [str(argument) for argument in given]) == 0
+    return (folder / "searchers.md").read_text()
+
+
 def named(found: list[dict]) -> dict[str, dict]:
-    keys = ("network", "cost", "budget", "searcher", "seed")
-    return {"/".join(row[key] for key in keys): row for row in found}
+    keys = ("network", "cost", "budget", "searcher", "seed", "settings")
+    return {Spec(*(row[key] for key in keys)).name: row for row in found}
 
 
 def test_every_row_has_a_name_of_its_own_and_its_command_makes_it_alone() -> None:
     specs = plan({})
-    assert len({spec.name for spec in specs}) == len(specs) == 2 * (3 + 7 * 5)
-    assert {"resnet20/macs/0.5/cbo/4", "resnet20/latency/0.5/evolution/0"} <= {s.name for s in specs}
+    # Rules and greedy have one seed; the earlier settings know neither balanced nor greedy.
+    assert len({spec.name for spec in specs}) == len(specs) == 2 * (5 + 7 * 5) + 3 + 7 * 5
+    names = {spec.name for spec in specs}
+    assert {"resnet20/macs/0.5/cbo/4", "resnet20/latency/0.5/greedy/0/default"} <= names
+    assert "resnet20/macs/0.5/balanced/0/default" in names and "resnet20/macs/0.5/balanced/0" not in names
     for spec in specs:
         only = command(SearcherResults(), spec).split("'")[1]
         assert searcher_results.runner(SearcherResults()).chosen(specs, only) == [spec]
 
 
 def test_the_best_three_go_on_once_all_are_measured() -> None:
-    found = [made_up(name, seed, 0.8 + 0.01 * place) for place, name in enumerate(DRAWN) for seed in FIVE]
+    found = [
+        made_up(name, seed, 0.8 + 0.01 * place)
+        for place, name in enumerate(SEARCHERS)
+        for seed in seeds_of(name)
+    ]
     later = [spec for spec in plan(named(found)) if spec.network != "resnet20"]
-    assert [(s.network, s.searcher) for s in later[:3]] == [("resnet56", name) for name in DRAWN[:-4:-1]]
+    assert [(s.network, s.searcher) for s in later[:3]] == [("resnet56", name) for name in SEARCHERS[:-4:-1]]
+    assert "`resnet56/macs/0.5/sac/*/default`: seeds 0" in missing(named(found))[1]
+    # Until then it is said that they wait.
+    assert "`resnet56/macs/0.5/*/0/default`: the 3 searchers" in missing(named(found[:-1]))[1]
     assert [s.network for s in later[3:]] == ["mobilenet_v2-half"] * 3
-    assert plan(named(found[1:])) == plan({})
+    assert plan(named(found[:-1])) == plan({})
 
 
 def test_searches_under_macs_share_the_directories_of_the_search_table() -> None:
     options = SearcherResults()
     macs, latency = (Spec("resnet20", cost, "0.5", "ddpg", "1") for cost in ("macs", "latency"))
-    assert run_folder(options, macs) == Path("runs/search/table-resnet20-0.5-ddpg-1-l2")
-    assert run_folder(options, latency) == Path("runs/searchers/resnet20-latency-0.5-ddpg-1")
+    assert run_folder(options, macs) == Path("runs/search/table-resnet20-0.5-ddpg-1")
+    assert run_folder(options, latency) == Path("runs/searchers/resnet20-latency-0.5-ddpg-1-default")
+    before = Spec("resnet20", "macs", "0.5", "ddpg", "1", BEFORE)
+    assert run_folder(options, before) == Path("runs/search/table-resnet20-0.5-ddpg-1-l2")
 
 
 @pytest.mark.slow
 def test_a_search_becomes_a_row_with_the_best_of_its_half_and_of_all(folder: Path) -> None:
     assert call(folder) == 0
-    row = rows(folder)["tiny/macs/0.5/random/0"]
-    log = EvaluationLog(folder / "runs" / "table-tiny-0.5-random-0-l2" / "evaluations.jsonl")
+    row = rows(folder)["tiny/macs/0.5/random/0/default"]
+    log = EvaluationLog(folder / "runs" / "table-tiny-0.5-random-0" / "evaluations.jsonl")
     assert [best["evaluations"] for best in row["best"]] == [3, 6]
     assert [best["reward_accuracy"] for best in row["best"]] == [
         max(each.score for each in log.rows[:count]) for count in (3, 6)
     ]
     assert row["best"][1]["cost_fraction"] == row["best"][1]["macs_fraction"] <= 0.5
-    assert exit_code(searcher_page.main, ["--figures", str(folder / "searchers.json")]) == 0
-    assert "### tiny, 50% of the MACs, 6 evaluations" in (folder / "searchers.md").read_text()
+    assert page_of(folder).count("#### tiny, 50% of the MACs, 6 evaluations") == 1
 
 
 def test_what_the_search_table_has_is_taken_and_not_searched_again(folder: Path) -> None:
     row = {**made_up("random", "0", 0.9), "part": "table", "network": "tiny", "command": "x", "seen": False}
     row["best"] = [{**best, "evaluations": count} for best, count in zip(row["best"], (3, 6), strict=True)]
-    (folder / "search.json").write_text(json.dumps({"rows": {"table/tiny/0.5/random/0/l2": row}}))
+    (folder / "search.json").write_text(json.dumps({"rows": {"table/tiny/0.5/random/0": row}}))
     (folder / "tiny.safetensors").unlink()
     assert call(folder, "--only", "*/random/*") == 0
-    taken = rows(folder)["tiny/macs/0.5/random/0"]
-    assert taken["best"] == row["best"] and taken["taken_from"] == "table/tiny/0.5/random/0/l2"
+    taken = rows(folder)["tiny/macs/0.5/random/0/default"]
+    assert taken["best"] == row["best"] and taken["taken_from"] == "table/tiny/0.5/random/0"
     assert taken["seconds"] == 9.0 and not (folder / "runs").exists()
 
 
@@ -124,6 +155,15 @@ def test_a_contest_is_read_at_its_number_of_evaluations() -> None:
     assert (half.evaluations, whole.evaluations) == (100, 200)
     assert half.mean("ddpg") == pytest.approx(0.89) and whole.mean("ddpg") == pytest.approx(0.9)
     assert whole.title == "resnet20, 50% of the MACs, 200 evaluations"
+
+
+def test_what_draws_nothing_is_compared_with_every_seed() -> None:
+    found = [made_up("greedy", "0", 0.90), *(made_up("ddpg", seed, 0.87 + int(seed) / 100) for seed in "012")]
+    contest = Contest("resnet20", "0.5", tuple(found), "macs", 200)
+    for one, other, sign in (("greedy", "ddpg", 1), ("ddpg", "greedy", -1)):
+        difference = contest.difference(one, other)
+        assert difference is not None and difference.pairs == 3
+        assert difference.mean == pytest.approx(sign * 0.02)
 
 
 def test_leaders_are_the_best_and_those_that_tie_with_it() -> None:
@@ -144,9 +184,44 @@ def test_the_page_says_which_searcher_to_use(tmp_path: Path) -> None:
     )
     assert "| random | 0 of 4 | -5.00 | 100 |" in text
     (tmp_path / "searchers.json").write_text(json.dumps({"rows": named(found)}))
-    assert exit_code(searcher_page.main, ["--figures", str(tmp_path / "searchers.json")]) == 0
-    page = (tmp_path / "searchers.md").read_text()
-    assert "* `resnet20/macs/0.5/ddpg`: seeds 2, 3, 4" in page
+    page = page_of(tmp_path)
+    assert "* `resnet20/macs/0.5/ddpg/*/default`: seeds 2, 3, 4" in page
+    assert "two readings of the same runs" in page and "the comparison began" not in page
+    tables = json.loads((tmp_path / "searchers.json").read_text())["tables"]
+    assert tables["advice"][-1] == {
+        **{"settings": "default", "searcher": "random", "best or tied": 0, "contests": 4},
+        **{"points behind the best, mean": -5.0, "seconds of a search": 100.0},
+    }
+    figures = [line for line in tables["figures"] if line["cost"] == "latency" and line["evaluations"] == 200]
+    assert [line["searcher"] for line in figures] == ["random", "cbo", "ddpg"]
+    # 0.9 - 0.02 of 0.92.
+    assert {name: figures[2][name] for name in ("points", "found at", "of the budget's cost", "seeds")} == {
+        **{"points": -4.0, "found at": 50, "of the budget's cost": 0.49, "seeds": 2},
+    }
+
+
+def test_earlier_settings_have_a_block_of_their_own_and_give_no_advice(tmp_path: Path) -> None:
+    scores = (("random", 0.85), ("ddpg", 0.9))
+    before = [made_up(name, seed, score, settings=BEFORE) for name, score in scores for seed in "01"]
+    for row in before:
+        del row["settings"]  # as the first rows were written
+    keys = ("network", "cost", "budget", "searcher", "seed")
+    own = {"/".join(row[key] for key in keys): row for row in before}
+    (tmp_path / "searchers.json").write_text(json.dumps({"rows": own}))
+    page = page_of(tmp_path)
+    first, began = page.split("## Under the settings with which the comparison began")
+    assert "no two searchers have been compared" in first and "Use `" not in page
+    assert "| ddpg | 2 of 2 |" in began and "`--importance l2`" in began
+    # Today's rows come from the search table as they appear.
+    today = {**made_up("ddpg", "1", 0.95), "part": "table", "command": "x"}
+    random = {**made_up("random", "1", 0.9), "part": "table", "command": "x"}
+    table = {f"table/resnet20/0.5/{row['searcher']}/1": row for row in (today, random)}
+    (tmp_path / "search.json").write_text(json.dumps({"rows": table}))
+    first, _ = page_of(tmp_path).split("## Under the settings with which the comparison began")
+    assert "Use `ddpg`" in first and "**ddpg** (95.00%)" in first
+    assert set(json.loads((tmp_path / "searchers.json").read_text())["rows"]) == set(own)
+    table["table/resnet20/0.5/ddpg/1"]["best"][-1]["evaluations"] = 150
+    assert "resnet20/macs/0.5/ddpg/1/default" not in with_table(own, table)
 
 
 @pytest.mark.slow

@@ -271,6 +271,19 @@ def test_what_misses_a_budget_never_leads_a_search(walk, tmp_path: Path):
 
 
 @needs_botorch
+def test_cbo_beats_random_in_thirty_dimensions(traced):
+    walk = width_walk(traced("resnet56"), "macs=0.5")
+    evaluate, box, rng = Sensitivities(walk, seed=1), FreeBox(walk), np.random.default_rng(1)
+    assert box.size == 30
+    done = advance(new(walk, "cbo", seed=1), evaluate, [1] * 20)
+    random = advance(new(walk, "random", seed=1), evaluate, [1] * 20)
+    drawn = [evaluate(box.draw(rng, 0.3).policy) for _ in range(20)]
+    limit = walk.budgets[0].limit
+    best, *others = (max(e.score for e in run if e.costs["macs"] <= limit) for run in (done, random, drawn))
+    assert best > max(others) + 0.01, (best, others)
+
+
+@needs_botorch
 @pytest.mark.slow
 def test_cbo_beats_random_draws_of_its_own_box(traced):
     walk = width_walk(traced("resnet20"), "macs=0.5")

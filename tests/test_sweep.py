@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
-from importlib.util import find_spec
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 from agents import sweep
+from agents.config import CoolingConfig
 from agents.log import EvaluationLog
 from agents.pareto import Point, front
 from agents.run import LOG_FILE, load_run, start_run
@@ -24,13 +25,12 @@ from agents.sweep_trial import is_finished, run_trial
 from amc.errors import UserError
 from scripts import sweep as script
 from scripts.cli import exit_code
+from scripts.train_agent import TrainAgent
 from tests.sweep_pieces import BASE, figures
 from tests.test_report import make_run
 
 NETWORK = BASE.source.model
-needs_ray = pytest.mark.skipif(
-    not all(map(find_spec, ("ray", "pyarrow", "pandas"))), reason='needs pip install "amc-compress[cluster]"'
-)
+needs_ray = pytest.mark.extra("cluster")
 
 
 def trials(*seeds: int, **search: Any) -> list[Trial]:
@@ -93,6 +93,37 @@ def test_a_run_with_other_settings_is_not_taken_for_a_trial(tmp_path: Path):
     make_run(tmp_path / trial.name, config=other)
     with pytest.raises(UserError, match="was made with --importance l1, and not obs"):
         check_trials([trial], tmp_path)
+
+
+def test_every_search_option_of_train_agent_is_one_of_a_sweep():
+    given = ["--cooling", "linear", "--rounds", "2", "--round-epochs", "0", "--evaluations", "4", "--workers"]
+    swept, searched = (
+        tyro.cli(kind, args=[*given, "1"], config=(tyro.conf.OmitArgPrefixes,))
+        for kind in (script.Sweep, TrainAgent)
+    )
+    assert swept.base == searched.config and swept.base.cooling.rounds == 2
+    assert {each.name for each in fields(searched.config)} <= {each.name for each in fields(swept)}
+
+
+def test_a_trial_may_search_in_rounds(tmp_path: Path):
+    cooling = CoolingConfig("linear", rounds=2, round_epochs=1)
+    base = replace(BASE, search=replace(BASE.search, evaluations=4), cooling=cooling)
+    plain, cooled = (make_trials(each, Axes())[0] for each in (replace(base, cooling=BASE.cooling), base))
+    assert cooled.name == "tests.sweep_pieces.tiny_network-macs0.4-random-linear-seed0" != plain.name
+    check_trials([cooled], tmp_path)
+    run_trial(cooled, tmp_path)
+    assert is_finished(tmp_path / cooled.name, cooled.config)
+    assert (tmp_path / cooled.name / "round-2" / "outcomes.json").exists()
+    found = collect([plain, cooled], tmp_path, {}).rows[1]
+    assert found["status"] == "finished" and found["macs_share"] <= 0.4 and found["evaluations"] == 4
+    last = EvaluationLog(tmp_path / cooled.name / "round-2" / LOG_FILE)
+    assert found["reference_score"] == last.rows[0].score
+    (more,) = make_trials(replace(base, search=replace(base.search, evaluations=6)), Axes())
+    with pytest.raises(UserError, match="was made with --evaluations 4, and not 6"):
+        check_trials([more], tmp_path)
+    (alone,) = make_trials(replace(base, search=replace(base.search, evaluations=1)), Axes(seeds=(1,)))
+    with pytest.raises(UserError, match="cannot be divided among 2 rounds"):
+        check_trials([alone], tmp_path)
 
 
 @needs_ray

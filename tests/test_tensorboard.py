@@ -102,7 +102,7 @@ def test_layers_that_are_left_out_have_a_ratio_of_zero(tmp_path: Path):
     )
     log = EvaluationLog(tmp_path / "evaluations.jsonl")
     writer = TensorBoardWriter(tmp_path, log, {"drop_blocks": True}, {"stem": 16, "block": 16})
-    writer(log.add(Evaluation(policy, 0.5, {}, 0.1), 0.0, {}), log)
+    writer(log.add(Evaluation(policy, 0.5, {}, 0.1), 0.0, {}, leads=True), log)
     writer.close({})
     events = read(tmp_path)
     for tag, value in {

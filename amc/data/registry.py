@@ -9,10 +9,11 @@ from amc.data.hugging_face import PREFIX, hugging_face
 from amc.data.images import ImageData
 from amc.data.shapes import shapes
 from amc.data.voc import voc
+from amc.data.voc_crops import voc_crops
 from amc.errors import UserError
 from amc.plugins import call_factory, is_import_path, load_factory
 
-NAMES = ("digits", "cifar10", "shapes", "voc")
+NAMES = ("digits", "cifar10", "shapes", "voc", "voc-crops")
 DEFAULT_ROOT = Path("data")
 
 
@@ -20,10 +21,10 @@ def load_data(name: str, data_root: Path | str | None = None, side: int | None =
     """Load a data set by name, folder or import path.
 
     Args:
-        name: `digits`, `cifar10`, `shapes`, `voc`, a folder with train and val, `hf:NAME` (or `hf:FOLDER`) of
-            the datasets library, or `package.module:factory`; such a factory is called with `data_root` and
-            `side` where its signature names them, and returns
-            `ImageData`.
+        name: `digits`, `cifar10`, `shapes`, `voc`, `voc-crops` (the objects of such data as images), a folder
+            with train and val, `hf:NAME` (or `hf:FOLDER`) of the datasets library, or
+            `package.module:factory`; such a factory is called with `data_root` and `side` where its signature
+            names them, and returns `ImageData`.
         data_root: Where CIFAR-10 or the VOC folders lie; `data` by default.
         side: Height and width in pixels where the data set can be resized; None takes its default.
 
@@ -41,6 +42,8 @@ def load_data(name: str, data_root: Path | str | None = None, side: int | None =
         return shapes() if side is None else shapes(side)
     if name == "voc":
         return voc(root) if side is None else voc(root, side)
+    if name == "voc-crops":
+        return voc_crops(root) if side is None else voc_crops(root, side)
     if name.startswith(PREFIX):
         source = name.removeprefix(PREFIX)
         return hugging_face(source) if side is None else hugging_face(source, side)

@@ -76,7 +76,8 @@ def group_schedule(network: Network, fraction: float, skip: frozenset[str] = fro
 
     At relative depth t from 0 to 1 there are at least g^(1 + t) groups; the smallest g that keeps the MACs
     is found by bisection. Errors of early layers reach everything behind them, and late layers have more
-    redundancy, so the degree of compression grows with depth.
+    redundancy, so the degree of compression grows with depth. A search does not need the schedule: its knob
+    offers all of these sizes in every layer, at any depth.
 
     Args:
         network: the original.

@@ -3,8 +3,10 @@
 With H = X A^T the responses of the first factor A and Y = X_0 W^T the original ones, the second factor is
 P = argmin || Y - H P^T ||^2 = Y^T H (H^T H)^-1 (response reconstruction after Zhang, Zou, He and Sun, 2016).
 Both products follow from the second moments of the original inputs, which are computed once a network, so
-that no policy needs another forward pass. The inputs are those of the original network: what the layers in
-front do to them is not seen.
+that no policy needs another forward pass. This differs from the calibration of filter groups as we know it
+of Peng et al. (ECCV 2018), whose H are responses to what the compressed layers in front give: our inputs are
+those of the original network, and what the layers in front do to them is not seen. Only the symmetric
+reconstruction has these moments; with another one, and with none, the fit is that of the weights.
 """
 
 from dataclasses import dataclass

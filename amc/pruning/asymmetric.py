@@ -21,7 +21,14 @@ from torch import Tensor, fx, nn
 from amc.groups import NORMS
 from amc.network import Layer, Network
 from amc.precision import bfloat16, rounded_products
-from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler, design, from_design
+from amc.pruning.patches import (
+    POSITIONS_PER_IMAGE,
+    PatchSampler,
+    by_group,
+    design,
+    from_design,
+    outputs_of,
+)
 from amc.pruning.reconstruction import (
     Positions,
     has_intercept,
@@ -66,6 +73,18 @@ def asymmetric_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bo
     second, cross = (z.T @ z).double() / len(z), (z.T @ y).double() / len(z)
     weight = solve_weight(second, cross, prior.double())
     return Fit(weight, mean_y - weight @ mean_z.double(), mean_y)
+
+
+def grouped_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool) -> Fit:
+    """The fits of all groups of a convolution, each to its own inputs.
+
+    Args:
+        inputs: [groups, rows, d]; with an intercept they are centred, in place.
+        targets, prior, intercept: as of `asymmetric_fit`; the outputs of the groups lie one after the other.
+    """
+    parts = zip(inputs, targets.chunk(len(inputs), dim=1), prior.chunk(len(inputs)), strict=True)
+    fits = [asymmetric_fit(*part, intercept) for part in parts]
+    return Fit(*(torch.cat([getattr(fit, name) for fit in fits]) for name in ("weight", "shift", "mean")))
 
 
 @dataclass(frozen=True)
@@ -115,11 +134,11 @@ class AsymmetricReconstruction:
         ends, targets, others = summands(network), dict[str, list[Tensor]](), dict[str, list[Tensor]]()
 
         def drawer(name: str) -> Watcher:
-            module = network.module.get_submodule(name)
+            module, groups = network.module.get_submodule(name), network.layer_groups(name)
             patches = PatchSampler(module, positions, seed)
 
             def draw(x: Tensor, values: Values) -> None:
-                rows = patches(x) @ design(module.get_parameter("weight")).T
+                rows = outputs_of(patches(x), module.get_parameter("weight"), groups)
                 targets.setdefault(name, []).append(rows)
                 if name in ends:
                     others.setdefault(name, []).append(patches.outputs(values(ends[name].other)))
@@ -184,6 +203,7 @@ class AsymmetricReconstruction:
         kept = positions.get((layer.name, "in"), torch.arange(whole.shape[1]))
         prior, targets = design(whole[rows][:, kept]), self.targets[layer.name][:, rows]
         norm = _Affine.of(network.module.get_submodule(end.norm), rows) if end and end.norm else None
+        groups = network.layer_groups(layer.name)
 
         def refit_to(x: Tensor, values: Values) -> None:
             other = values(end.other) if end else None
@@ -193,11 +213,14 @@ class AsymmetricReconstruction:
                 if now is not None:
                     missing = self.others[layer.name][:, rows] - now
                     wanted = targets + (missing / norm.used if norm else missing)
-                fit = asymmetric_fit(inputs, wanted, prior, has_intercept(layer))
-                refit(module, from_design(fit.weight, module.get_parameter("weight").shape), fit.shift)
+                weight = module.get_parameter("weight")
+                parts = by_group(inputs, weight, groups)
+                fit = grouped_fit(parts, wanted, prior, has_intercept(layer))
+                refit(module, from_design(fit.weight, weight.shape), fit.shift)
                 if end and end.norm and norm:
                     bias = original.bias[rows] if isinstance(original.bias, nn.Parameter) else 0.0
-                    variance = (inputs @ fit.weight.float().T).square().mean(dim=0)
+                    chunks = zip(parts, fit.weight.float().chunk(groups), strict=True)
+                    variance = torch.cat([(part @ own.T).square().mean(dim=0) for part, own in chunks])
                     norm.keep_in(model.get_submodule(end.norm), fit.mean + bias, variance)
 
         return refit_to

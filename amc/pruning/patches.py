@@ -21,6 +21,25 @@ def from_design(matrix: Tensor, shape: torch.Size) -> Tensor:
     return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
+def by_group(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """What each group of a convolution sees of rows [rows, kernel x in]: [groups, rows, kernel x in/groups].
+
+    Args:
+        rows: of a `PatchSampler`.
+        weight: of the convolution, [out, in / groups, ...].
+        groups: of the convolution; with 1, as of a linear layer, the result shares the memory of the rows.
+    """
+    if groups == 1:
+        return rows[None]
+    return rows.unflatten(1, (-1, groups, weight.shape[1])).permute(2, 0, 1, 3).flatten(2)
+
+
+def outputs_of(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A layer's outputs without bias, [rows, out], from rows of its inputs; arguments as in `by_group`."""
+    parts = zip(by_group(rows, weight, groups), design(weight).chunk(groups), strict=True)
+    return torch.cat([part @ own.T for part, own in parts], dim=1)
+
+
 class PatchSampler:
     """Turns a layer's inputs into rows, batch after batch.
 
@@ -28,7 +47,7 @@ class PatchSampler:
     differ in channels only give rows of the same images and positions.
 
     Args:
-        module: a Conv2d (groups are not looked at) or Linear.
+        module: a Conv2d or Linear; rows hold the inputs of all of its groups, which `by_group` splits.
         positions: output positions drawn for each batch, the same for all of its images.
         seed: draws them.
     """

@@ -5,6 +5,9 @@ Channel pruning after He, Zhang and Sun (ICCV 2017), as AMC uses it: the kept we
 inputs. Since Y is linear in X, everything follows from one matrix a layer, the second moment of its inputs,
 computed once; every policy then solves a sub-matrix: W'^T = G_SS^-1 G_S: W^T.
 
+The groups of a convolution are layers side by side, with inputs of their own: each has its own matrix and its
+own solution. A depthwise convolution has one input a group, and loses it with its output.
+
 This is the symmetric variant: both sides see the original's inputs. `amc.pruning.asymmetric` has the other.
 
 Where a batch norm follows, it is the layer's own output in front of it that is matched, up to a shift and a
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from amc.network import Layer, Network
-from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler
+from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler, by_group
 
 RIDGE = 1e-6
 """Added to the diagonal, relative to its mean: inputs that are always equal make the matrix singular."""
@@ -45,8 +48,8 @@ class InputMoments:
     """Moments of one layer's inputs, unfolded to columns in the order of the flattened weight.
 
     Attributes:
-        second: float64 [d, d]; centred where an intercept is free.
-        mean: float64 [d]; zero where no intercept is free.
+        second: float64 [d, d]; centred where an intercept is free. Of a convolution in groups [groups, d, d].
+        mean: float64 [d]; zero where no intercept is free. Of a convolution in groups [groups, d].
     """
 
     second: Tensor
@@ -68,7 +71,10 @@ def input_moments(
         seed: draws them.
     """
     layers = refittable(network)
-    gatherers = {v.name: _Gatherer(network.module.get_submodule(v.name), positions, seed) for v in layers}
+    gatherers = {
+        v.name: _Gatherer(network.module.get_submodule(v.name), network.layer_groups(v.name), positions, seed)
+        for v in layers
+    }
     model = network.copy()
     for name, gatherer in gatherers.items():
         model.get_submodule(name).register_forward_pre_hook(gatherer)
@@ -79,10 +85,9 @@ def input_moments(
 
 
 def refittable(network: Network) -> list[Layer]:
-    """Layers that may lose inputs and are no convolutions in groups, in execution order."""
+    """Layers that may lose inputs, in execution order."""
     inputs = {m.module for g in network.groups if not g.frozen for m in g.members if m.side == "in"}
-    single = {layer.name for layer in network.layers if network.layer_groups(layer.name) == 1}
-    return [layer for layer in network.layers if layer.name in inputs & single]
+    return [layer for layer in network.layers if layer.name in inputs]
 
 
 def has_intercept(layer: Layer) -> bool:
@@ -93,32 +98,34 @@ def has_intercept(layer: Layer) -> bool:
 class _Gatherer:
     """A forward pre-hook that adds up the moments of a layer's inputs."""
 
-    def __init__(self, module: nn.Module, positions: int, seed: int):
-        self.patches = PatchSampler(module, positions, seed)
+    def __init__(self, module: nn.Module, groups: int, positions: int, seed: int):
+        self.patches, self.groups = PatchSampler(module, positions, seed), groups
+        self.weight = module.get_parameter("weight")
         self.rows = 0
         self.total: Tensor | None = None
         self.products: Tensor | None = None
 
     def __call__(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        columns = self.patches(arguments[0]).double()
+        columns = by_group(self.patches(arguments[0]).double(), self.weight, self.groups)
         if self.total is None or self.products is None:
-            size = columns.shape[1]
-            self.total, self.products = columns.new_zeros(size), columns.new_zeros(size, size)
-        self.rows += len(columns)
-        self.total += columns.sum(dim=0)
-        self.products += columns.T @ columns
+            groups, size = len(columns), columns.shape[2]
+            self.total, self.products = columns.new_zeros(groups, size), columns.new_zeros(groups, size, size)
+        self.rows += columns.shape[1]
+        self.total += columns.sum(dim=1)
+        self.products += columns.mT @ columns
 
     def moments(self, centred: bool) -> InputMoments:
         assert self.total is not None and self.products is not None
         mean = self.total / self.rows
         second = self.products / self.rows
         # From the order of the rows, (kernel position, input), to that of a flattened weight.
-        inputs = self.patches.module.get_parameter("weight").shape[1]
-        order = torch.arange(len(mean)).reshape(-1, inputs).T.flatten()
-        second, mean = second[order][:, order], mean[order]
-        if not centred:
-            return InputMoments(second, torch.zeros_like(mean))
-        return InputMoments(second - mean[:, None] * mean[None, :], mean)
+        order = torch.arange(mean.shape[1]).reshape(-1, self.weight.shape[1]).T.flatten()
+        second, mean = second[:, order][:, :, order], mean[:, order]
+        if centred:
+            second = second - mean[:, :, None] * mean[:, None, :]
+        else:
+            mean = torch.zeros_like(mean)
+        return InputMoments(second, mean) if self.groups > 1 else InputMoments(second[0], mean[0])
 
 
 def solve_weight(second: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
@@ -149,11 +156,16 @@ def reconstruct_weight(weight: Tensor, moments: InputMoments, kept: Tensor) -> t
     Args:
         weight: original weight [out, in, ...].
         moments: of its inputs.
-        kept: int64, sorted positions of the kept inputs along dimension 1.
+        kept: int64, sorted positions of the kept inputs along dimension 1; in every group the same.
 
     Returns:
         The new weight [out, kept, ...], and what a bias must gain to keep the mean output, [out].
     """
+    if moments.second.dim() == 3:
+        groups = zip(weight.chunk(len(moments.second)), moments.second, moments.mean, strict=True)
+        solved = [reconstruct_weight(own, InputMoments(*both), kept) for own, *both in groups]
+        weights, shifts = zip(*solved, strict=True)
+        return torch.cat(weights), torch.cat(shifts)
     columns = weight_columns(weight, kept)
     flat = weight.detach().reshape(len(weight), -1).double().cpu()
     rows = moments.second[columns]

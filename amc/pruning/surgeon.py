@@ -42,14 +42,16 @@ def eliminate_channels(network: Network, moments: Mapping[str, InputMoments]) ->
 
     Args:
         network: the traced network.
-        moments: of the inputs of its layers (`reconstruction.input_moments`). Groups that no layer with
-            moments reads are ranked by their weights, and lose the share of channels that goes.
+        moments: of the inputs of its layers (`reconstruction.input_moments`). Convolutions in groups have no
+            say: their channels go in units, one of each group. What no other layer with moments reads is
+            ranked by its weights, and loses the share of channels that goes.
     """
     orders, errors = dict[str, Tensor](), dict[str, Tensor]()
     for group in network.groups:
         if group.frozen:
             continue
-        readers = [member for member in group.members if member.side == "in" and member.module in moments]
+        single = [member for member in group.members if member.side == "in" and member.module in moments]
+        readers = [member for member in single if network.layer_groups(member.module) == 1]
         consumers = [_Consumer(network, group, member, moments[member.module]) for member in readers]
         found = _elimination(group, consumers) if consumers else _by_weights(network, group)
         orders[group.name], errors[group.name] = found

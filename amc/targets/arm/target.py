@@ -1,5 +1,6 @@
 """LiteRT on an emulated ARM core: the cost of a network is how many instructions it runs."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
     from amc.export import Exported
 
+DECLARED = Profile(
+    width_multiple=8, width_multiple_at={8: 16}, source="declared: counted, 3x3 with 4 to 48 outputs"
+)
+"""Counted on both cores, 3x3 convolutions of 16 channels to 4..48: further output channels cost nothing up to
+each multiple of 8 in fp32 and of 16 in int8, XNNPACK's tiles. Where one number has to serve, 8: the next
+layer's inputs shrink with it all the same, and 16 leaves a layer of 16 channels no choice."""
 FILE_LIMIT_S = 600.0
 """Seconds for one file, after which the emulator is taken to hang; a count cannot be cut short."""
 
@@ -42,10 +49,6 @@ class ArmInstructionsTarget(Target):
     unit = "M instructions"
     file_suffix = ".tflite"
     sampling_limit_s = 900.0
-    # Counted on both cores, 3x3 convolutions of 16 channels to 4..48: further output channels cost nothing up
-    # to each multiple of 8 in fp32 and of 16 in int8, XNNPACK's tiles. Where one number has to serve, 8: the
-    # next layer's inputs shrink with it all the same, and 16 leaves a layer of 16 channels no choice.
-    profile = Profile(width_multiple=8, width_multiple_at={8: 16}, source="counted, 3x3 with 4 to 48 outputs")
 
     def __init__(self, core: Core = CORTEX_A76, installation: Installation | None = None):
         self.name = (
@@ -53,6 +56,18 @@ class ArmInstructionsTarget(Target):
         )
         self.core = core
         self.installation = installation or default_installation()
+
+    @functools.cached_property
+    def profile(self) -> Profile:
+        """What `scripts/profile_target.py` has found on this core and remembered, or else `DECLARED`.
+
+        Declared and not calibrated unasked: a count is the same on every machine, so that one calibration
+        serves all of them, and 150 networks are slow to emulate.
+        """
+        from amc.targets.profiling import recall  # imports torch, which counting does without
+
+        remembered = recall(self) if self.installation.is_ready() else None
+        return remembered or DECLARED
 
     @property
     def runtime_version(self) -> str:
