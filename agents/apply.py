@@ -1,5 +1,6 @@
 """An exported actor applied to a network: one walk, one evaluation, and how sure the critic was."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,17 +27,29 @@ class Applied:
         expected: the score on the reward split that the critic expected; None where its training's rewards
             do not tell one.
         usual_error: how far it was off, in score, on the evaluations that it learned from; None likewise.
+        seconds: that the actor took to decide.
     """
 
     policy: CompressionPolicy
     outcomes: tuple[Outcome, ...]
     expected: float | None
     usual_error: float | None
+    seconds: float
 
     @property
     def gain(self) -> float:
         """By how much the actor's score is above the reference policy's, on the reward split."""
         return self.outcomes[2].reward_score - self.outcomes[1].reward_score
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, without the seconds."""
+        return {
+            "policy": self.policy.digest(),
+            "outcomes": [each.to_json() for each in self.outcomes],
+            "expected_score": self.expected,
+            "usual_error": self.usual_error,
+            "measured_score": self.outcomes[2].reward_score,
+        }
 
 
 def problem_settings(actor: ActorFile, budgets: Sequence[str], **anew: Any) -> ProblemConfig:
@@ -80,7 +93,10 @@ def apply_actor(actor: ActorFile, problem: Problem) -> Applied:
     """
     walk = problem.walk()
     actor.check(walk)
-    reference, episode = walk.reference_policy(), actor.decide(walk)
+    started = time.perf_counter()
+    episode = actor.decide(walk)
+    seconds = time.perf_counter() - started
+    reference = walk.reference_policy()
     found = problem.evaluator([reference, episode.policy])
     original = problem.network.copy().to(problem.evaluator.device)
     before, score = problem.original_score, problem.task.score
@@ -90,10 +106,10 @@ def apply_actor(actor: ActorFile, problem: Problem) -> Applied:
         outcomes.append(Outcome(name, each.policy, each.score, test, dict(each.costs)))
     scale = _scale(actor.contract["critic"]["reward"], before, found[0].score)
     if scale is None:
-        return Applied(episode.policy, tuple(outcomes), None, None)
+        return Applied(episode.policy, tuple(outcomes), None, None, seconds)
     expected = found[0].score + scale * actor.expected_reward(episode)
     error = scale * actor.contract["critic"]["mean_error"]
-    return Applied(episode.policy, tuple(outcomes), min(max(expected, 0.0), 1.0), error)
+    return Applied(episode.policy, tuple(outcomes), min(max(expected, 0.0), 1.0), error, seconds)
 
 
 def _scale(reward: dict[str, Any], original: float, reference: float) -> float | None:

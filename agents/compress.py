@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import fx, nn
 
 from agents.config import AgentConfig, SearchConfig
+from agents.final_latency import measure_outcomes
 from agents.run import Outcome, Run, start_run
 from agents.run_config import RunConfig, SourceConfig
 from agents.search import POLICY_FILE, Callback, Ending
@@ -28,6 +29,7 @@ class Compressed:
         outcomes: original, uniform and best, with their scores and costs.
         ending: why the search ended.
         run: the run, for everything else.
+        note: what a person should read about the outcomes; may be "".
     """
 
     policy: CompressionPolicy
@@ -35,6 +37,7 @@ class Compressed:
     outcomes: list[Outcome]
     ending: Ending
     run: Run
+    note: str = ""
 
 
 def compress(
@@ -81,7 +84,7 @@ def compress(
 
 
 def finish(run: Run, callbacks: Sequence[Callback] = ()) -> Compressed:
-    """Search to the end of a run's budget and apply the best policy.
+    """Search to the end of a run's budget, apply the best policy and time what the search led to.
 
     Raises:
         UserError: the run's directory and its configuration do not fit, or are in use.
@@ -92,4 +95,5 @@ def finish(run: Run, callbacks: Sequence[Callback] = ()) -> Compressed:
         saved = f"the best policy so far is in {run.folder / POLICY_FILE}, " if result.best else ""
         raise KeyboardInterrupt(f"; {saved}continue with --resume {run.folder}")
     policy = run.best_policy
-    return Compressed(policy, run.evaluator.compressed(policy), run.outcomes(), result.ending, run)
+    outcomes, note = measure_outcomes(run, run.outcomes())
+    return Compressed(policy, run.evaluator.compressed(policy), outcomes, result.ending, run, note)

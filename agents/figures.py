@@ -14,7 +14,9 @@ from amc.decomposition.operator import AMOUNT
 from amc.decomposition.registry import OPERATORS
 from amc.policy import REMOVED, CompressionPolicy
 
-DENSITY = "#e8710a"
+BLUE, ORANGE, GREY = "#3b7dd8", "#e8710a", "#8a8f98"
+"""Readable on white and on nearly black."""
+DENSITY = ORANGE
 """Readable on every colour of a bar, on white and on nearly black."""
 FIELD = 0.085
 """Height of the field that names an operator, as a share of the axes."""

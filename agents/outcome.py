@@ -7,6 +7,8 @@ from typing import Any
 from agents.search import SearchResult
 from amc.policy import CompressionPolicy
 
+ORIGINAL = "original"
+"""Name of the uncompressed network."""
 ACTOR = "actor"
 """Name of the policy that a trained actor gives without noise and without any search."""
 
@@ -21,6 +23,9 @@ class Outcome:
         reward_score, test_score: scores on the two splits, in [0, 1].
         costs: cost name to absolute value.
         case: the budgets that it was made for, where a search has several levels of them.
+        latency: milliseconds, measured beside the others at the end of a search that counts no latency;
+            None where it was not. Of a search that does, `costs` has it.
+        latency_source: whether that was "measured" or "unreliable"; "" without it.
     """
 
     name: str
@@ -29,11 +34,14 @@ class Outcome:
     test_score: float
     costs: dict[str, float]
     case: str = ""
+    latency: float | None = None
+    latency_source: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, without the policy."""
-        figures = {name: value for name, value in vars(self).items() if name != "policy"}
-        return figures if self.case else {name: value for name, value in figures.items() if name != "case"}
+        """The figures, without the policy and without what was not asked for."""
+        optional = ("case", "latency", "latency_source")
+        left_out = {"policy", *(name for name in optional if not vars(self)[name])}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 def final_figures(result: SearchResult, outcomes: Sequence[Outcome]) -> dict[str, float]:

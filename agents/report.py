@@ -16,13 +16,16 @@ from agents.report_levels import level_figure
 from agents.report_neighbours import neighbours_figure, neighbours_of
 from agents.report_page import GENERATOR, page_html
 from agents.report_pareto import pareto_figure
+from agents.report_references import with_runs
 from amc.errors import UserError
 from amc.files import write_atomically
 
 REPORT_FOLDER, PAGE_FILE, COMPARISON_FILE = "report", "index.html", "comparison.html"
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, against: Sequence[Path] = ()
+) -> list[Path]:
     """Write the report of a run, or of several that are compared; finished or not.
 
     It reads the run directories alone: no network is built and nothing is evaluated.
@@ -32,6 +35,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> list[Path]
             `labels.png`.
         out: the HTML page; by default `report/index.html` in the run's directory, and for several runs
             `report/comparison.html` in that of the first.
+        against: run directories of other searches for the same thing, such as a random one; their curves
+            are drawn on the page of a single run.
 
     Returns:
         The page, then the PNG drawings: `curve.png`, `policy.png` and `scatter.png` beside it, of a retrieval
@@ -40,12 +45,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> list[Path]
         first.
 
     Raises:
-        UserError: a folder holds no run, or the page cannot be written.
+        UserError: a folder holds no run, runs that are drawn together ask for different things, or the page
+            cannot be written.
     """
     folders = list(dict.fromkeys(folders))
     if not folders:
         raise UserError("Name at least one run directory.")
-    content, drawings = _content(folders)
+    content, drawings = _content(folders, against)
     page = out or _default_page(folders)
     _check_page(page)
     prefix = "" if page.name == PAGE_FILE else f"{page.stem}-"
@@ -56,12 +62,17 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> list[Path]
     return list(written)
 
 
-def _content(folders: Sequence[Path]) -> tuple[str, dict[str, Figure]]:
+def _content(folders: Sequence[Path], against: Sequence[Path]) -> tuple[str, dict[str, Figure]]:
     """The page and its drawings."""
-    if len(folders) == 1 and has_few_labels(folders[0]):
+    few_labels = len(folders) == 1 and has_few_labels(folders[0])
+    if against and (few_labels or len(folders) > 1):
+        raise UserError("--against belongs to the report of one search; several are compared anyway.")
+    if few_labels:
         found = read_few_labels(folders[0])
         return few_labels_page(found), few_labels_drawings(found)
     records = [load_record(folder) for folder in folders]
+    if against:
+        records = [with_runs(records[0], [load_record(folder) for folder in against])]
     return page_html(records), _drawings(records)
 
 

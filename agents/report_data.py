@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.latency_file import read_predictor
 from agents.log import EvaluationLog, Row
+from agents.outcome import ORIGINAL
 from agents.report_rounds import Round, read_rounds
 from agents.run import LOG_FILE, OUTCOMES_FILE
 from agents.run_config import RunConfig, read_config, read_facts
@@ -19,7 +20,6 @@ from amc.files import read_json
 from envs.latency_budget import PredictorFigures
 from envs.reward import least_score
 
-ORIGINAL = "original"
 HOW = {"data_root", "device", "threads"}
 """Settings that say where and how fast a search runs, and not what it asks for."""
 
@@ -34,6 +34,8 @@ class Figures:
         test_score: score on the test split; None where it has not been measured.
         costs: cost name to absolute value.
         case: the budgets that it was made for, where there are several levels of them.
+        latency_source: whether its latency, measured once at the end of a search that counts none, was
+            "measured" or "unreliable"; "" without such a measurement.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Figures:
     test_score: float | None
     costs: Mapping[str, float]
     case: str = ""
+    latency_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Record:
         outcomes: the content of `outcomes.json`; empty without one.
         predictor: how good the latency predictor was; None where latency was not predicted.
         rounds: those that a cooled search has begun; empty for a search without rounds.
+        against: other searches for the same thing, whose curves are drawn beside its own.
     """
 
     folder: Path
@@ -67,6 +71,7 @@ class Record:
     outcomes: tuple[Figures, ...]
     predictor: PredictorFigures | None
     rounds: tuple[Round, ...] = ()
+    against: tuple["Record", ...] = ()
 
     @property
     def name(self) -> str:
@@ -226,8 +231,11 @@ def _outcomes(path: Path) -> tuple[Figures, ...]:
 def _figures(row: Mapping[str, Any]) -> Figures:
     test = row.get("test_score")
     costs = {str(name): float(value) for name, value in row["costs"].items()}
+    source = str(row.get("latency_source", ""))
+    if source:
+        costs["latency"] = float(row["latency"])
     score, tested = float(row["reward_score"]), None if test is None else float(test)
-    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")))
+    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")), source)
 
 
 def differences(records: Iterable[Record]) -> list[str]:

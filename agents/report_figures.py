@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from agents.figures import best_so_far_figure, policy_figure
+from agents.figures import BLUE, GREY, ORANGE, best_so_far_figure, policy_figure
 from agents.log import Row
 from agents.report_data import Record
+from agents.report_front import draw_front, draw_measured, measured_networks
+from agents.report_references import draw_references
 from agents.report_text import COST_NAMES, cost_scale
 
-BLUE, ORANGE, GREY = "#3b7dd8", "#e8710a", "#8a8f98"
-"""Readable on white and on nearly black."""
 WIDTH, HEIGHT = 9.9, 3.6
 """Inches; at 96 pixels an inch the width of the page, so that all text has the size that it is given here."""
 
@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 9.9, 3.6
 def curve_figure(record: Record) -> Figure:
     """Best score so far (best reward, where a cost is minimised) against evaluations, each of them a dot.
 
-    The reference policy's value is a dashed line.
+    The reference policy's value is a dashed line; uniform and random ones are drawn where they are known.
     """
     rows, scored = record.log.rows, record.config.problem.goal == "accuracy"
     values = [row.score * 100 if scored else row.reward for row in rows]
@@ -42,7 +42,7 @@ def curve_figure(record: Record) -> Figure:
     figure.set_size_inches(WIDTH, HEIGHT)
     dashed = Line2D([], [], linestyle="--", linewidth=1, color=GREY, label=record.reference)
     handles, _ = axes.get_legend_handles_labels()
-    add_legend(axes, [*handles, dashed])
+    add_legend(axes, [*handles, dashed, *draw_references(axes, record)])
     return text_sizes(figure)
 
 
@@ -87,20 +87,32 @@ def best_policy_figure(record: Record) -> Figure:
 
 
 def scatter_figure(record: Record) -> Figure:
-    """Score against each cost that was asked for, one dot an evaluation; late ones are stronger."""
+    """Score against each cost that was asked for, one dot an evaluation; late ones are stronger.
+
+    A line joins what no other one beats. A last panel has the networks whose latency was measured at the
+    end, if there are any.
+    """
     rows, best, first = record.log.rows, record.best, record.first
     assert best is not None and first is not None
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    panels = figure.subplots(1, len(record.costs), sharey=True, squeeze=False)[0]
-    for axes, name in zip(panels, record.costs, strict=True):
+    timed = measured_networks(record)
+    panels = figure.subplots(1, len(record.costs) + bool(timed), squeeze=False)[0]
+    # The original's score in the last panel would press the dots of the others together.
+    for axes in panels[1 : len(record.costs)]:
+        axes.sharey(panels[0])
+        axes.tick_params(labelleft=False)
+    for axes, name in zip(panels, record.costs, strict=False):
         divisor, unit = cost_scale(name, max(row.costs[name] for row in rows), record.latency_unit)
         _dots(axes, rows, name, divisor)
+        draw_front(axes, [row for row in rows if not _is_predicted(row, name)], name, divisor)
         for row, marker, color, size in ((first, "D", GREY, 40), (best, "*", ORANGE, 130)):
             axes.scatter([row.costs[name] / divisor], [row.score * 100], s=size, marker=marker, color=color)
         _budget_line(axes, record, name, divisor)
         axes.set_xlabel(f"{COST_NAMES.get(name, name)} ({unit})")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    if timed:
+        draw_measured(panels[-1], record, timed)
     panels[0].set_ylabel(f"{record.score_name}, reward split (%)")
     add_legend(panels[0], _markers(bool(record.predicted), record.reference))
     return text_sizes(figure)

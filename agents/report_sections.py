@@ -12,8 +12,10 @@ from agents.report_commands import commands
 from agents.report_cooling import compared_in_rounds, round_cells, round_note, rounds_figure
 from agents.report_data import Figures, Record
 from agents.report_figures import best_policy_figure, curve_figure, scatter_figure, svg
+from agents.report_front import measured_caption
 from agents.report_levels import level_cells, level_figure, level_verdict
 from agents.report_neighbours import neighbours_caption, neighbours_figure, neighbours_of
+from agents.report_references import references_caption
 from agents.report_settings import (
     blocks_left_out,
     latency_predictor,
@@ -22,6 +24,7 @@ from agents.report_settings import (
     scoring,
     searcher,
 )
+from agents.report_stages import Stage, stage_sentences, stages
 from agents.report_text import (
     COST_NAMES,
     NO_BREAK,
@@ -31,6 +34,7 @@ from agents.report_text import (
     goal,
     percent,
     points,
+    speed,
     status,
     verdict,
 )
@@ -100,7 +104,7 @@ def _spent(record: Record) -> str:
 
 def _gained(record: Record) -> str:
     levels = bool(record.log.cases)
-    first, *rest = level_verdict(record) if levels else verdict(record)
+    first, *rest = level_verdict(record) if levels else [*verdict(record), *stage_sentences(record)]
     rest = [*compared_in_rounds(record), *rest]
     sentences = f"<p class='verdict'>{escape(first)}</p>" + "".join(f"<p>{escape(each)}</p>" for each in rest)
     if record.best is None:
@@ -124,11 +128,18 @@ def _tiles(record: Record) -> str:
         pair, split = (before.test_score, after.test_score), "test split"
     against = f"{percent(pair[0])} before, {points(pair[1] - pair[0])}"
     tiles = [_tile(f"{record.score_name}, {split}", percent(pair[1]), against)]
-    for name in record.costs:
+    tuned = [each.test_score for each in stages(record)[:1] if each.test_score is not None]
+    if tuned:
+        text = (
+            "" if before.test_score is None else f"{points(tuned[0] - before.test_score)} from the original"
+        )
+        tiles.append(_tile(f"{record.score_name}, test split, fine-tuned", percent(tuned[0]), text))
+    for name in dict.fromkeys((*record.costs, "macs", "size", "latency")):
         if name in before.costs and name in after.costs:
             old, new = before.costs[name], after.costs[name]
             unit = record.latency_unit
-            text = f"{cost_text(name, old, old, unit)} before, {change(new, old)}"
+            against = speed(new, old) if name == "latency" and unit == "ms" else change(new, old)
+            text = f"{cost_text(name, old, old, unit)} before, {against}"
             tiles.append(_tile(COST_NAMES.get(name, name), cost_text(name, new, old, unit), text))
     return f"<div class='tiles'>{''.join(tiles)}</div>"
 
@@ -139,7 +150,7 @@ def _tile(name: str, figure: str, text: str) -> str:
 
 
 def _networks(record: Record) -> str:
-    networks = record.networks
+    networks: list[Figures | Stage] = [*record.networks, *stages(record)]
     tested = any(each.test_score is not None for each in networks)
     costs = [name for name in COST_NAMES if any(name in each.costs for each in networks)]
     rows = [[f"{escape(record.score_name)}, reward split", *_scores([n.reward_score for n in networks])]]
@@ -158,7 +169,7 @@ def _scores(scores: Sequence[float | None]) -> list[str]:
     return _cells(known)
 
 
-def _cost_cells(name: str, networks: Sequence[Figures], latency_unit: str) -> list[str]:
+def _cost_cells(name: str, networks: Sequence[Figures | Stage], latency_unit: str) -> list[str]:
     costs = [each.costs.get(name) for each in networks]
     largest = max(each for each in costs if each is not None)
     first = costs[0]
@@ -244,13 +255,16 @@ def _search(record: Record) -> str:
         curve = figure_html(
             curve_figure(record),
             "Best so far against evaluations",
-            f"One dot an evaluation; the line is the best so far, dashed the {record.reference} policy.",
+            f"One dot an evaluation; the line is the best so far, dashed the {record.reference} policy."
+            f"{references_caption(record)}",
         )
     scatter = figure_html(
         scatter_figure(record),
         "Score against cost, one dot an evaluation",
-        "Score against cost; later evaluations are stronger. Dotted: the budget."
-        + (" Hollow: the latency is predicted." if record.predicted else ""),
+        "Score against cost; later evaluations are stronger. Dotted: the budget. The line joins what no other"
+        " one beats in both."
+        + (" Hollow: the latency is predicted." if record.predicted else "")
+        + measured_caption(record),
     )
     return f"<h2>The search</h2>\n{curve}\n{scatter}"
 
@@ -269,7 +283,9 @@ def _examples(record: Record) -> list[str]:
 def _commands(record: Record) -> str:
     texts = [
         f"<h3>{escape(purpose)}</h3><pre><code>{escape(command)}</code></pre>"
-        for purpose, command in commands(record.config, record.folder)
+        for purpose, command in commands(
+            record.config, record.folder, record.best.policy if record.best else None
+        )
     ]
     note = "<p class='faint'>To be run where the search was: its paths are relative to that folder.</p>"
     return "\n".join(["<h2>Commands</h2>", note, *texts])

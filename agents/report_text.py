@@ -2,8 +2,10 @@
 
 import math
 
+from agents.outcome import ORIGINAL
 from agents.report_data import Record
 from amc.costs.symbolic import ALIASES
+from amc.targets.protocol import NOISE_FLOOR
 from envs.budget_range import is_range
 
 MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
@@ -195,7 +197,7 @@ def _sparsity_verdict(record: Record) -> list[str]:
 
 def _latency_verdict(record: Record) -> list[str]:
     """Which latencies are measured, where some are not, or not reliably."""
-    sentences = []
+    sentences = _measured_once(record)
     if record.predicted:
         sentences.append(
             f"The latency of {record.predicted:,} of {len(record.log):,} policies is predicted; it is "
@@ -205,6 +207,29 @@ def _latency_verdict(record: Record) -> list[str]:
     if record.best is not None and record.best.latency_source == "unreliable":
         sentences.append("The machine was too busy for a reliable latency of the best policy.")
     return sentences
+
+
+def _measured_once(record: Record) -> list[str]:
+    """What was measured at the end of a search that counts no latency."""
+    found = {each.name: each for each in record.networks if each.latency_source}
+    best, original = found.get(record.algorithm), found.get(ORIGINAL)
+    if best is None or original is None:
+        return []
+    before, after = original.costs["latency"], best.costs["latency"]
+    shaky = any(each.latency_source == "unreliable" for each in found.values())
+    return [
+        f"Measured once on {record.config.problem.target}, beside each other: "
+        f"{cost_text('latency', after, before, record.latency_unit)} instead of "
+        f"{cost_text('latency', before, before, record.latency_unit)}, {speed(after, before)}."
+        + (" The machine was too busy for this to be reliable." if shaky else "")
+    ]
+
+
+def speed(after: float, before: float) -> str:
+    """Two measured latencies compared: `2.10 times as fast`, or that noise explains the difference."""
+    if abs(math.log(after / before)) <= math.log1p(NOISE_FLOOR):
+        return "no difference that exceeds the noise"
+    return f"{before / after:.2f} times as fast"
 
 
 def _test_verdict(record: Record) -> list[str]:

@@ -14,7 +14,7 @@ from torch import nn
 from agents.checkpoint import CHECKPOINT_FOLDER
 from agents.latency_file import MeasuredBefore, read_latency, write_latency
 from agents.log import EvaluationLog, Row
-from agents.outcome import ACTOR, Outcome, final_figures
+from agents.outcome import ACTOR, ORIGINAL, Outcome, final_figures
 from agents.run_config import CONFIG_FILE, RunConfig, continued, read_config, read_facts, write_config
 from agents.run_folder import check_new_folder, run_lock
 from agents.search import POLICY_FILE, Callback, SearchResult, search
@@ -162,7 +162,7 @@ class Run:
         """
         problem = self.problem
         original = Outcome(
-            "original", None, problem.original_score, self._test_score(None), dict(problem.original_costs)
+            ORIGINAL, None, problem.original_score, self._test_score(None), dict(problem.original_costs)
         )
         best = self.log.best()
         outcomes = [original]

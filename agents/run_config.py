@@ -25,14 +25,17 @@ class SourceConfig:
     """The trained network and its data."""
 
     model: str = "digitsnet"
-    """Network: a name (a wrong one is answered with the list) or package.module:factory."""
+    """Network: a name (a wrong one is answered with the list), timm:NAME or torchvision:NAME (extra hub), or
+    package.module:factory."""
     weights: Path | None = None
-    """Trained weights, .pt or .safetensors; a factory may bring its own."""
+    """Trained weights, .pt or .safetensors; a factory may bring its own, and timm and torchvision publish
+    some."""
     width: float = 1.0
     """Multiplier of all channel counts that the network was trained with."""
     data: str = "digits"
-    """Images: digits, cifar10, voc-crops (objects of data in VOC's layout), a folder with train/<class>/ and
-    val/<class>/, or package.module:factory; with boxes: shapes, voc."""
+    """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), voc-crops (objects of data in VOC's
+    layout), a folder with train/<class>/ and val/<class>/, or package.module:factory; with
+    boxes: shapes, voc."""
     data_root: Path = Path("data")
     """Folder that holds cifar-10-batches-py, or data in VOC's layout."""
     side: int | None = None

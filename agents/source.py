@@ -1,5 +1,7 @@
 """From the names in a configuration to the trained network, its task and the device."""
 
+import sys
+
 import torch
 from torch import nn
 
@@ -8,6 +10,7 @@ from agents.run_config import SourceConfig
 from amc.data import load_data
 from amc.errors import UserError
 from amc.models import build_model, list_models
+from amc.models.hub_weights import load_library_weights
 from amc.models.retrieval import split_name
 from amc.models.weights import load_state, read_weights
 from amc.network import trace
@@ -22,7 +25,9 @@ SMALL_SIDE = 64
 def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
     """The trained model and the task that a configuration names.
 
-    The weights may be what a round of a cooled search has left; the model is then the smaller network.
+    The weights may be what a round of a cooled search has left; the model is then the smaller network. A
+    network of timm or torchvision without a file gets the weights that the library publishes; what stays
+    random is said on standard error.
 
     Raises:
         UserError: model, weights, data or task is missing or does not fit.
@@ -37,9 +42,14 @@ def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
     weights = None if source.weights is None or nested else read_weights(source.weights)
     data = load_data(source.data, source.data_root, source.side)
     channels, height, _ = data.shape
-    model = build_model(source.model, data.classes, channels, source.width, height <= SMALL_SIDE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what stays random is the same whenever a run is opened
+        model = build_model(source.model, data.classes, channels, source.width, height <= SMALL_SIDE)
     if source.weights is not None and weights is not None:
         load_state(model, weights, source.weights)
+    note = load_library_weights(source.model, model) if source.weights is None else ""
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     task = load_task(source.task, data)
     if nested and source.weights is not None:
         original = trace(task.traced(model), task.example_input())

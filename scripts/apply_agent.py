@@ -1,6 +1,7 @@
 """Compress a network with an actor that was trained before: seconds, and no search."""
 
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from agents.apply import Applied, apply_actor, problem_settings
 from agents.export import architecture_from, export_network
 from agents.run_config import SourceConfig
 from agents.source import load_source, prepare_device
+from amc.files import write_json
 from envs.problem import build_problem
 from scripts.cli import run
 from scripts.export_policy import check_free, show
 from scripts.progress import outcome_table, print_table
+
+APPLIED_FILE = "applied.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class ApplyAgent:
 
 def main(options: ApplyAgent) -> None:
     """Compress a network with an actor that was trained before: seconds, and no search."""
+    started = time.perf_counter()
     check_free(options.out, options.force)
     actor = load_actor_file(options.actor)
     config = problem_settings(actor, options.budget, freeze=options.freeze, target=options.target)
@@ -52,7 +57,18 @@ def main(options: ApplyAgent) -> None:
         print_table(outcome_table(applied.outcomes, task.score_name, problem.target.unit))
         for sentence in certainty(applied, task.score_name):
             print(sentence)
-        show(export_network(problem, applied.policy, options.out, architecture_from(options.source, task)))
+        decided = time.perf_counter() - started
+        exported = export_network(
+            problem, applied.policy, options.out, architecture_from(options.source, task)
+        )
+        show(exported)
+        total = time.perf_counter() - started
+        print(
+            f"{total:.1f} s in all: {applied.seconds:.2f} s for the actor's decisions, {decided:.1f} s with "
+            "loading and scoring, the rest for the files"
+        )
+        seconds = {"decisions": applied.seconds, "decided_and_scored": decided, "total": total}
+        write_json(options.out / APPLIED_FILE, {**applied.to_json(), "seconds": seconds})
     finally:
         problem.close()
 

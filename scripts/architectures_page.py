@@ -5,20 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from amc.export.model import FLOAT_TOLERANCE
-from scripts.results_page import markdown_table, write_page
+from scripts.results_page import markdown_table, read_figures, save_figures, write_page
 
 HEADINGS = (
-    *("network", "pixels", "decision points", "channel groups", "MACs", "after", "parameters", "after"),
+    *("network", "pixels", "decision points", "channel groups", "MACs", "MACs after", "parameters"),
+    "parameters after",
     *("ONNX Runtime", "OpenVINO", "LiteRT", "seconds"),
 )
+REFUSAL_HEADINGS = ("network", "decision points", "reason")
+FROZEN_HEADINGS = ("network", "groups", "first layer", "reason")
 Row = Mapping[str, Any]
 
 
 def write_architectures(figures: Path, rows: Mapping[str, Row], names: Sequence[str]) -> None:
-    """Write the page beside its figures.
+    """Write the page beside its figures, and its tables into them.
 
     Args:
-        figures: the JSON file.
+        figures: the JSON file; what else it holds stays.
         rows: by name.
         names: of all rows, in the order of the page.
     """
@@ -26,6 +29,7 @@ def write_architectures(figures: Path, rows: Mapping[str, Row], names: Sequence[
     good = [row for row in done if "refused" not in row]
     bad = [row for row in done if "refused" in row]
     missing = [name for name in names if name not in rows]
+    save_figures(figures, {**read_figures(figures), "tables": tables(done)})
     write_page(
         figures.with_suffix(".md"),
         [
@@ -37,6 +41,28 @@ def write_architectures(figures: Path, rows: Mapping[str, Row], names: Sequence[
             *([f"Not made yet: {', '.join(missing)}."] if missing else []),
         ],
     )
+
+
+def tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """The tables of the page, one object a line and its keys the headings; figures are unrounded."""
+    good = [row for row in rows if "refused" not in row]
+    bad = [row for row in rows if "refused" in row]
+    return {
+        "halved": [dict(zip(HEADINGS, _figures(row), strict=True)) for row in good],
+        "refused": [dict(zip(REFUSAL_HEADINGS, _refusal(row), strict=True)) for row in bad],
+        "frozen": [dict(zip(FROZEN_HEADINGS, line, strict=True)) for line in _frozen_lines(rows)],
+    }
+
+
+def _figures(row: Row) -> list[object]:
+    """What the page shows of a halved network, as numbers; a runtime without a file has the reason."""
+    groups = row["channel_groups"] - 1
+    return [
+        *(row["model"], row["side"], row["decision_points"], f"{groups - row['frozen_groups']} of {groups}"),
+        *(row["macs"], row["macs_after"], row["params"], row["params_after"]),
+        *(row.get(runtime) for runtime in ("onnxruntime", "openvino", "litert")),
+        row["seconds"],
+    ]
 
 
 def _introduction(done: int, planned: int, good: int) -> str:
@@ -86,19 +112,25 @@ def _error(found: float | str) -> str:
 def _refusals(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    table = [[row["model"], row.get("decision_points", ""), row["refused"]] for row in rows]
-    return ["## Refused", markdown_table(("network", "decision points", "reason"), table)]
+    return ["## Refused", markdown_table(REFUSAL_HEADINGS, [_refusal(row) for row in rows])]
+
+
+def _refusal(row: Row) -> list[object]:
+    return [row["model"], row.get("decision_points", ""), row["refused"]]
 
 
 def _frozen(rows: Sequence[Row]) -> list[str]:
+    table = _frozen_lines(rows)
+    return ["## Channels that stay", markdown_table(FROZEN_HEADINGS, table)] if table else []
+
+
+def _frozen_lines(rows: Sequence[Row]) -> list[list[object]]:
     """Groups that stay whole in networks that could be halved all the same."""
-    table = []
+    table: list[list[object]] = []
     for row in rows:
         kinds: dict[str, list[str]] = {}
         for name, why in row.get("frozen", {}).items():
             kinds.setdefault(why.replace(name, "it"), []).append(name)
         most = sorted(kinds.items(), key=lambda item: -len(item[1]))[:2]
         table += [[row["model"], len(names), names[0], why] for why, names in most]
-    if not table:
-        return []
-    return ["## Channels that stay", markdown_table(("network", "groups", "first layer", "reason"), table)]
+    return table

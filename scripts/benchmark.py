@@ -41,14 +41,15 @@ class Benchmark:
     processes: int = 12
     """Fresh measuring processes, one after the other; each measures all files, interleaved."""
     data: str | None = None
-    """Also score every file in the runtime on the test images of: digits, cifar10, a folder with
-    train/<class>/ and val/<class>/, or package.module:factory."""
+    """Also score every file in the runtime on the test images of: digits, cifar10, hf:NAME (extra hub), a
+    folder with train/<class>/ and val/<class>/, or package.module:factory; with boxes: shapes, voc."""
     data_root: Path = Path("data")
     """Folder that holds cifar-10-batches-py."""
     side: int | None = None
     """Height and width in pixels for data that can be resized: digits (32 by default), folders (224)."""
     task: str = "classification"
-    """What the score is: classification (accuracy), or package.module:factory."""
+    """What the score is: classification (accuracy), detection (mAP), retrieval (mAP), or
+    package.module:factory."""
     out: Path | None = None
     """Also write the figures, with those of every process, to this JSON file."""
     force: bool = False

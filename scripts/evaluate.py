@@ -31,7 +31,8 @@ class Evaluate:
     reference: Path | None = None
     """Exported original: evaluated as well, and timed in the same rounds."""
     data: str = "digits"
-    """Images: digits, cifar10, a folder with train/<class>/ and val/<class>/, or package.module:factory."""
+    """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), a folder with train/<class>/ and
+    val/<class>/, or package.module:factory; with boxes: shapes, voc."""
     data_root: Path = Path("data")
     """Folder that holds cifar-10-batches-py."""
     side: int | None = None
@@ -39,7 +40,8 @@ class Evaluate:
     split: Literal["train", "reward", "test"] = "test"
     """Images that are scored: test, reward (what a search is judged by) or train."""
     task: str = "classification"
-    """What the score is: classification (accuracy), or package.module:factory."""
+    """What the score is: classification (accuracy), detection (mAP), retrieval (mAP), or
+    package.module:factory."""
     target: str = "openvino"
     """Runtime: a target's name, or package.module:factory."""
     latency: bool = True

@@ -53,7 +53,7 @@ class FewLabelsOptions:
     """How the labels of those are estimated: saas, pseudo (iterated pseudo-labels), supervised (not at all)
     or full (they are read after all, for comparison)."""
     model: str = "digitsnet"
-    """Architecture: a name or package.module:factory."""
+    """Architecture: a name, timm:NAME or torchvision:NAME (extra hub), or package.module:factory."""
     width: float = 0.5
     """Multiplier of all channel counts."""
     data: str = "digits"

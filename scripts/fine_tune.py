@@ -12,8 +12,10 @@ from rich.table import Table
 from torch import Tensor, fx, nn
 
 from agents.export import architecture_of
+from agents.report_stages import TUNED_FILE, TUNED_FOLDER
 from agents.run import Run, load_run
 from amc.errors import UserError
+from amc.export.check import InRuntime
 from amc.export.model import CheckedFile, export_model, formats_for
 from amc.files import write_json
 from amc.package import MODEL_FILE, Package, kept_by, save_package
@@ -29,7 +31,7 @@ from scripts.cli import run as run_script
 from scripts.few_labels_tuning import FewLabelsOptions, Place, tune_with_few_labels
 from scripts.progress import print_table
 
-CHECKPOINT_FILE, FIGURES_FILE = "checkpoint.safetensors", "fine_tune.json"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 # What may differ between an interrupted fine-tuning and the one that continues it.
 FREE_TO_CHANGE = {"run", "out", "force", "resume", "few"}
 # The options of a fine-tuning that a training on few labels has too.
@@ -88,7 +90,7 @@ class FineTune:
         """The folder to write to."""
         if self.out is not None:
             return self.out
-        return FEW_LABELS_FOLDER if self.run is None else self.run / "fine_tuned"
+        return FEW_LABELS_FOLDER if self.run is None else self.run / TUNED_FOLDER
 
     @property
     def checkpoint(self) -> Path:
@@ -294,11 +296,18 @@ def finish(
         "score": run.task.score_name,
         "scores": scores,
         "costs": run.evaluator.costs_of(policy),
-        "files": [file.to_json() for file in files],
+        "files": [{**file.to_json(), **file_score(run, file)} for file in files],
     }
-    write_json(options.folder / FIGURES_FILE, figures)
+    write_json(options.folder / TUNED_FILE, figures)
     options.checkpoint.unlink(missing_ok=True)
     report(run, options.folder, scores, files)
+
+
+def file_score(run: Run, file: CheckedFile) -> dict[str, object]:
+    """What an exported file scores on the test split, and in which runtime."""
+    wanted = run.problem.target.name
+    runtime = wanted if wanted in file.agreement else next(iter(file.agreement))
+    return {"runtime": runtime, "test_score": run.task.score(InRuntime(file.path, runtime), "test")}
 
 
 def report(run: Run, folder: Path, scores: dict[str, dict[str, float]], files: list[CheckedFile]) -> None:

@@ -11,6 +11,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 import torch
 
 from agents.config import AgentConfig
+from agents.report_stages import TUNED_FILE
 from agents.run import Run, load_source
 from agents.searcher import make_searcher
 from amc.decomposition.clustered_conv import cluster_layers, clustered_layers
@@ -149,7 +150,7 @@ def grouped_by_depth(network: Network, share: float) -> CompressionPolicy:
 def tuned_policy(run: Run, policy: CompressionPolicy, epochs: int) -> dict[str, Any]:
     """Figures of a policy's fine-tuning, made now unless an earlier call did; an unfinished one goes on."""
     folder = tuned_folder(run.folder, epochs)
-    figures = folder / fine_tune.FIGURES_FILE
+    figures = folder / TUNED_FILE
     if not figures.exists():
         options = recipe(run.folder, folder, epochs, (folder / fine_tune.CHECKPOINT_FILE).is_file())
         options = replace(options, alpha=options.distillation.alpha)

@@ -36,10 +36,12 @@ class Pretrain:
     """Options of the training."""
 
     model: str = "digitsnet"
-    """Network to train: a name (a wrong one is answered with the list) or package.module:factory."""
+    """Network to train: a name (a wrong one is answered with the list), timm:NAME or torchvision:NAME (extra
+    hub), or package.module:factory."""
     data: str = "digits"
-    """Images: digits, cifar10, voc-crops (objects of data in VOC's layout), a folder with train/<class>/ and
-    val/<class>/, or package.module:factory; with boxes: shapes, voc."""
+    """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), voc-crops (objects of data in VOC's
+    layout), a folder with train/<class>/ and val/<class>/, or package.module:factory; with
+    boxes: shapes, voc."""
     task: str = "classification"
     """Loss and score: classification, detection, retrieval (networks named as in digitsnet-pqn24), or
     package.module:factory."""

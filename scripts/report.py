@@ -19,13 +19,16 @@ class Report:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, finished or not; several are compared on one page."""
+    against: tuple[Path, ...] = ()
+    """Other searches for the same thing, such as one with --algorithm random: their curves are drawn on the
+    page of a single run."""
     out: Path | None = None
     """The HTML page to write; by default report/index.html in the run, comparison.html for several runs."""
 
 
 def main(options: Report) -> None:
     """Write what a search found as one HTML page that needs no other file, with its drawings as PNG."""
-    for path in write_report(options.runs, options.out):
+    for path in write_report(options.runs, options.out, options.against):
         print(path)
 
 

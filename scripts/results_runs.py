@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.log import EvaluationLog, Row
+from agents.report_stages import TUNED_FILE
 from agents.run import Run, load_run, start_run
 from agents.run_config import CONFIG_FILE, RunConfig
 from amc.errors import UserError
@@ -115,12 +116,12 @@ def tuned_figures(
         float_epochs: that quantize nothing. This and `views` are those of the `recipe` by default.
     """
     folder = tuned_folder(run, epochs)
-    if not (folder / fine_tune.FIGURES_FILE).exists():
+    if not (folder / TUNED_FILE).exists():
         resume = (folder / fine_tune.CHECKPOINT_FILE).is_file()
         chosen = recipe(run, folder, epochs, resume)
         chosen = chosen if views is None else replace(chosen, views=views)
         fine_tune.main(chosen if float_epochs is None else replace(chosen, float_epochs=float_epochs))
-    figures = read_json(folder / fine_tune.FIGURES_FILE)
+    figures = read_json(folder / TUNED_FILE)
     assert isinstance(figures, dict)
     return figures
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import AgentConfig, SearchConfig
+from agents.report_stages import TUNED_FILE
 from agents.run import Run
 from agents.run_config import RunConfig
 from agents.run_folder import run_lock
 from amc.files import read_json
 from envs.problem_config import ProblemConfig
-from scripts import fine_tune, prune_iteratively
+from scripts import prune_iteratively
 from scripts.results_runs import Figures, read_seconds, searched, tuned_figures
 from scripts.search_rows import NETWORKS, SearchResults, Spec, run_folder, source
 from scripts.search_rows_table import original_scores, read_outcomes
@@ -102,8 +103,8 @@ def pruned_figures(run: Path) -> Figures:
         force=True,
         resume=any((run / "pruned_iteratively").glob("stage_*")),
     )
-    if not (settings.folder / fine_tune.FIGURES_FILE).exists():
+    if not (settings.folder / TUNED_FILE).exists():
         prune_iteratively.main(settings)
-    figures = read_json(settings.folder / fine_tune.FIGURES_FILE)
+    figures = read_json(settings.folder / TUNED_FILE)
     assert isinstance(figures, dict)
     return figures

@@ -176,6 +176,8 @@ def search(run: Run) -> None:
         show_levels(run, compressed.outcomes)
         return
     print_table(outcome_table(compressed.outcomes, run.task.score_name, unit))
+    if compressed.note:
+        print(compressed.note)
     best = run.log.best()
     if best is not None and best.policy.removed:
         print(f"the best policy leaves out {left_out(run.network, best.policy)}")

@@ -37,6 +37,7 @@ from scripts.transfer_rows import (
     training_settings,
     transfer_config,
 )
+from scripts.transfer_verdicts import tables
 
 SMALL_EPOCHS = 16
 
@@ -175,7 +176,8 @@ def unadapted_row(options: TransferResults, spec: Spec) -> Figures:
             )
             for name, policy in policies.items()
         }
-        return {**found, "evaluations": 0, "original_reward": problem.original_score}
+        images = {f"{split}_images": len(problem.task.data.split(split)) for split in ("reward", "test")}
+        return {**found, **images, "evaluations": 0, "original_reward": problem.original_score}
 
 
 def trained_agent(options: TransferResults, group: Group, seed: str) -> Transfer:
@@ -255,7 +257,7 @@ def summary(rows: Rows) -> dict[str, Any]:
         for row in rows.values()
         if row["part"] == "transfer"
     ]
-    return {"levels": levels, "transfer": transfers}
+    return {"levels": levels, "transfer": transfers, "tables": tables(rows)}
 
 
 if __name__ == "__main__":

@@ -39,6 +39,14 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_final_milliseconds() -> Iterator[None]:
+    """Searches end without measuring milliseconds, which takes seconds; its own test measures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.compress.measure_outcomes", lambda run, outcomes: (outcomes, ""))
+        yield
+
+
 @functools.cache
 def _traced(name: str) -> Network:
     torch.manual_seed(0)

@@ -104,6 +104,11 @@ def test_an_actor_compresses_the_network_and_says_how_sure_it_was(
     start = load_run(fixed.parent.parent / "run").problem.reference_name
     assert all(name in said for name in ("original", start, "actor", "The critic expected"))
     policy = CompressionPolicy.load(tmp_path / "out" / "policy.json")
+    told = json.loads((tmp_path / "out" / "applied.json").read_text())
+    assert told["policy"] == policy.digest() and 0 <= told["expected_score"] <= 1
+    seconds = told["seconds"]
+    assert 0 < seconds["decisions"] < seconds["decided_and_scored"] < seconds["total"]
+    assert f"{seconds['total']:.1f} s in all: {seconds['decisions']:.2f} s for the actor's decisions" in said
     run = load_run(fixed.parent.parent / "run")
     assert run.evaluator.costs_of(policy)["macs"] <= 0.43 * run.network.macs
     assert load_package(tmp_path / "out", run.network).policy == policy

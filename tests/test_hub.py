@@ -1,17 +1,25 @@
 """Networks of timm and torchvision by name, and what it takes to trace them."""
 
+import importlib.machinery
 import importlib.util
+import json
 import math
+import socket
+import sys
+import types
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.run_config import SourceConfig
+from agents.source import load_source
 from amc.errors import UserError
 from amc.export import check_export, export_onnx
-from amc.models import build_model
+from amc.models import build_model, hub
 from amc.models.hub import import_library
+from amc.models.hub_weights import load_library_weights
 from amc.network import trace
 from scripts.architectures import Spec, measured
 from scripts.architectures_page import write_architectures
@@ -59,6 +67,85 @@ def test_a_missing_library_is_one_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'Models of timm need an extra: pip install "amc-compress\[hub\]"'):
         import_library("timm")
+
+
+class Small(nn.Module):
+    """What the library in the place of timm builds: a body, and a head for some classes."""
+
+    def __init__(self, classes: int, channels: int):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """A module in timm's place, whose published weights are all 1; `fails` takes them away."""
+
+    def create_model(name, pretrained=False, exportable=False, num_classes=1000, in_chans=3):
+        if pretrained and made.fails:
+            raise OSError("no network")
+        model = Small(num_classes, in_chans)
+        for parameter in model.parameters() if pretrained else ():
+            nn.init.ones_(parameter)
+        return model
+
+    made = types.ModuleType("timm")
+    made.__spec__ = importlib.machinery.ModuleSpec("timm", None)
+    made.create_model, made.list_models, made.fails = create_model, lambda: ["small"], False
+    monkeypatch.setitem(sys.modules, "timm", made)
+    monkeypatch.setattr("amc.models.hub._define_missing_operators", lambda: None)
+    return made
+
+
+def test_published_weights_are_loaded_and_what_stays_random_is_said(library):
+    model = build_model("timm:small", classes=10)
+    assert not bool((model.body.weight == 1).all())
+    said = load_library_weights("timm:small", model)
+    assert bool((model.body.weight == 1).all()) and not bool((model.head.weight == 1).all())
+    assert "do not fit these images in head.weight, head.bias: those stay random" in said
+    assert load_library_weights("timm:small", build_model("timm:small", classes=1000)) == ""
+    assert load_library_weights("digitsnet", model) == ""
+
+
+def test_random_weights_are_said_by_whoever_loads_the_network(library, capsys):
+    library.fails = True
+    source = SourceConfig("timm:small", side=8)
+    first, _ = load_source(source)
+    said = capsys.readouterr().err
+    assert (
+        "note: timm:small has random weights, as none of timm could be loaded (OSError: no network)" in said
+    )
+    second, _ = load_source(source)  # a run that is opened again finds the same network
+    assert torch.equal(first.body.weight, second.body.weight)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_box_operators_are_defined_where_the_compiled_ones_are_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(hub, "_defined", [])
+    monkeypatch.setattr(hub, "_compiled_operators_load", lambda: True)
+    hub._define_missing_operators()
+    assert hub._defined == []  # those that are there stay as they are
+    monkeypatch.setattr(hub, "_compiled_operators_load", lambda: False)
+    monkeypatch.setattr(hub.library, "Library", Recorded)
+    hub._define_missing_operators()
+    hub._define_missing_operators()  # once is enough
+    (made,) = hub._defined
+    assert made.name == "torchvision" and [each.partition("(")[0] for each in made.defined] == ["nms", "qnms"]
+
+
+class Recorded:
+    """What is defined in a library of operators; the process may have the real ones."""
+
+    def __init__(self, name: str, kind: str):
+        self.name, self.kind, self.defined = name, kind, []
+
+    def define(self, schema: str) -> None:
+        torch._C.parse_schema(schema)  # torch would refuse a wrong one
+        self.defined.append(schema)
 
 
 # ---- functional layers ----------------------------------------------------------------------------------
@@ -242,3 +329,9 @@ def test_the_page_tells_networks_that_were_halved_from_those_that_were_not(tmp_p
     assert "| a | 64 | 3 | 1 of 2 | 4.00 M | 50.0% | 1.00 M | 40.0% | 1e-06 | **2e-03** | roll | 3 |" in text
     assert "| b |  | It cannot be traced. |" in text and "Not made yet: c." in text
     assert "1 of 2 networks could be halved" in text
+    found = json.loads((tmp_path / "table.json").read_text())["tables"]
+    (halved,), (refused,) = found["halved"], found["refused"]
+    assert (halved["MACs"], halved["MACs after"], halved["parameters after"]) == (4e6, 2e6, 4e5)
+    assert refused == {"network": "b", "decision points": "", "reason": "It cannot be traced."}
+    assert found["frozen"][0]["reason"] == "it mixes"
+    assert "MACs | MACs after | parameters | parameters after" in text

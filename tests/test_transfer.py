@@ -20,6 +20,7 @@ from envs.problem import Problem, ProblemConfig, build_problem
 from scripts import train_transfer, transfer_page, transfer_results, transfer_rows
 from scripts.cli import exit_code
 from scripts.transfer_rows import GROUPS, Group, Spec, TransferResults, command, plan
+from scripts.transfer_verdicts import difference
 from tests.test_run import ROOT, InterruptAt, rows, start, tiny_model, tiny_task
 
 SETTINGS = general(ProblemConfig(budget=("macs=0.4",), reward_images=60, calibration_images=40))
@@ -220,11 +221,39 @@ def test_the_page_compares_what_there_is_and_names_what_is_missing(tmp_path: Pat
     }
     made = {spec.name: made_up(spec, score) for spec, score in specs.items()}
     (tmp_path / "transfer.json").write_text(json.dumps({"rows": made}))
-    assert exit_code(transfer_page.main, ["--figures", str(tmp_path / "transfer.json")]) == 0
+    options = ["--figures", str(tmp_path / "transfer.json"), "--images", str(tmp_path)]
+    assert exit_code(transfer_page.main, options) == 0
     page = (tmp_path / "transfer.md").read_text()
-    assert "actor less five agents of N: -5.00 points" in page
-    assert "adapted with 10 less from scratch with 100: -5.00 points" in page
+    assert "| its actor alone | within 0.5 point of five agents of N | -5.00 ± 0.00 | 1 | missed |" in page
+    assert f"| {held}, 0.2 | 1 | -5.00 ± 0.00 | -5.00 ± 0.00 | missed |" in page
+    assert "](transfer_levels.png)" in page and (tmp_path / "transfer_levels.png").stat().st_size > 1000
+    written = json.loads((tmp_path / "transfer.json").read_text())
+    assert written["rows"] == made
+    uniform = written["tables"]["levels"][network][0]
+    assert (uniform["test split"], uniform["macs=0.2"]) == ("uniform", 0.8)
+    assert written["tables"]["unseen_verdicts"]["digits"][0]["10 matches 100"] == "missed"
     assert f"* `levels/{network}/fifth/0`" in page and f"`levels/{network}/one/0`" not in page
+
+
+@pytest.mark.parametrize(
+    ("gaps", "bound", "verdict"),
+    [
+        ((0.02, 0.03, 0.04), 0.0, "met"),  # 3 points, standard error 0.58
+        ((-0.05, 0.03, 0.04), 0.0, "tie"),  # 0.67 points, standard error 2.85
+        ((-0.02, -0.03, -0.04), 0.0, "missed"),
+        ((-0.004, -0.006, -0.005), -0.005, "tie"),
+        ((0.001, 0.001, 0.001), 0.0, "tie"),  # less than one of 360 images
+    ],
+)
+def test_a_difference_below_its_standard_error_is_a_tie(gaps: tuple[float, ...], bound: float, verdict: str):
+    found = difference([(0.5 + gap, 0.5) for gap in gaps], 360)
+    assert found is not None and found.verdict(bound) == verdict
+
+
+def test_a_single_seed_is_judged_by_the_standard_error_of_an_accuracy():
+    found = difference([(0.92, 0.9)], 100)
+    assert found is not None and found.error == pytest.approx(0.03) and found.verdict() == "tie"
+    assert difference([], 100) is None
 
 
 @pytest.mark.slow

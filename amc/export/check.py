@@ -69,6 +69,27 @@ def compare(actual: Outputs, expected: Outputs, agree: Agree = same_class) -> Ag
     return Agreement(float(max(errors)), same)
 
 
+class InRuntime(nn.Module):
+    """A file as a module, so that a task can score it.
+
+    Args:
+        path: the exported file.
+        runtime: one of those in `RUNNERS` that read it.
+    """
+
+    def __init__(self, path: Path, runtime: str):
+        super().__init__()
+        self.path, self.run = path, RUNNERS[path.suffix][runtime]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The file's first output for images [N, ...].
+
+        Raises:
+            UserError: as `check_export`.
+        """
+        return torch.from_numpy(self.run(self.path, x, len(x))[0])
+
+
 def run_onnxruntime(path: Path, images: Tensor, chunk: int = 100) -> Outputs:
     """Outputs of a file in ONNX Runtime on the CPU."""
     import onnxruntime

@@ -1,6 +1,6 @@
 """Networks of timm and torchvision by name, `timm:mobilenetv3_small_100` or `torchvision:resnet18`.
 
-Their weights are random; trained ones come from a file, as for every other network.
+They are built with random weights; `amc.models.hub_weights` loads those that the library publishes.
 """
 
 import difflib
