@@ -1,0 +1,111 @@
+"""What a problem leaves to decide, and who carries it out and scores it: knobs, compressors, evaluator."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from amc.compress import ActivationQuantization, ChannelPruning, Compressor, WeightQuantization
+from amc.costs.symbolic import Cost
+from amc.decomposition.replacement import OperatorReplacement
+from amc.errors import UserError
+from amc.evaluate import Evaluator
+from amc.knobs import BitsKnob, BlockKnob, WidthKnob
+from amc.network import Network
+from amc.pruning.block_importance import deepest_blocks
+from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
+from amc.pruning.reconstruction import SymmetricReconstruction
+from amc.recovery.brief_tuning import BriefTuning
+from amc.space import Space
+from amc.targets import Target
+from amc.tasks.base import Task
+from envs.bits import make_knobs
+from envs.operators import make_operator_knobs
+from envs.own_choices import own_compressors
+from envs.problem_config import ProblemConfig
+from envs.pruning import make_delivery, make_reconstruction, rank
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What there is to decide, and who carries it out.
+
+    Attributes:
+        space: all knobs in their order.
+        knobs: widths, bits of weights and bits of activations.
+        own: compressors that the task or the configuration brings, with knobs of their own.
+    """
+
+    space: Space
+    knobs: tuple[WidthKnob, BitsKnob, BitsKnob]
+    own: Sequence[Compressor]
+
+    def balanced(self, errors: Mapping[str, Sequence[float]]) -> "Choices":
+        """The same choices, with the widths of the reference policy a matter of errors."""
+        widths, weights, activations = self.knobs
+        knob = widths.with_errors(errors)
+        return Choices(self.space.with_knob(knob), (knob, weights, activations), self.own)
+
+
+def make_choices(
+    network: Network, task: Task, config: ProblemConfig, target: Target
+) -> tuple[Choices, tuple[str, ...]]:
+    """Every knob that the configuration asks for, with what a person should know about them.
+
+    Raises:
+        UserError: the network or the target has nothing to decide there.
+    """
+    knobs, notes = make_knobs(config, network, target)
+    operators, said = make_operator_knobs(config, network)
+    blocks, densities = _block_knobs(network, task, config), _density_knobs(config)
+    own = own_compressors(task, network, config)
+    extra = (knob for compressor in own for knob in compressor.knobs)
+    return Choices(
+        Space(network, (*blocks, *operators, *extra, *knobs, *densities)), knobs, own
+    ), notes + said
+
+
+def _density_knobs(config: ProblemConfig) -> tuple[DensityKnob, ...]:
+    """The knob of fine-grained pruning, under a budget that it alone can meet; other policies lack it."""
+    return (DensityKnob(),) if "nonzeros" in config.active_costs else ()
+
+
+def _block_knobs(network: Network, task: Task, config: ProblemConfig) -> tuple[BlockKnob, ...]:
+    """The knob that leaves residual blocks out, where it is wanted.
+
+    Raises:
+        UserError: the network has no block that can be left out.
+    """
+    if not config.drop_blocks:
+        return ()
+    if not network.blocks:
+        raise UserError("--drop-blocks: this network has no residual block that could be left out.")
+    images = task.calibration(config.calibration_images)[:1]
+    return (BlockKnob(network, deepest_blocks(network, config.reference_depth, images)),)
+
+
+def make_evaluator(
+    choices: Choices, task: Task, config: ProblemConfig, costs: dict[str, Cost], device: str
+) -> tuple[Choices, Evaluator]:
+    """What compresses and scores policies, without any latency, and the choices in the light of it."""
+    network, calibration = choices.space.network, task.calibration(config.calibration_images)
+    refits = make_reconstruction(network, calibration, config)
+    moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
+    orders, errors = rank(network, task, config, moments)
+    if config.balanced:
+        choices = choices.balanced(errors)
+    space, knobs, own = choices.space, choices.knobs, choices.own
+    pruning = ChannelPruning(orders, knobs[0], refits)
+    compressors: list[Compressor] = [
+        pruning,
+        *own,
+        *([OperatorReplacement(pruning.kept, moments)] if space.chooses else []),
+        *(FineGrainedPruning(knob) for knob in space.knobs if isinstance(knob, DensityKnob)),
+        WeightQuantization(knobs[1], config.weight_quantizer),
+        ActivationQuantization(knobs[2], config.activation_quantizer),
+    ]
+    precision = config.precision
+    evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device, precision)
+    evaluator.delivery = make_delivery(network, task, config, compressors)
+    if config.tune_steps:
+        teacher = network.copy().to(device)
+        evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration, precision)
+    return choices, evaluator
