@@ -1,7 +1,7 @@
 """What a search led to: the rows of the before/after table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from agents.search import SearchResult
@@ -21,6 +21,7 @@ class Outcome:
         reward_score, test_score: scores on the two splits, in [0, 1].
         costs: cost name to absolute value.
         case: the budgets that it was made for, where a search has several levels of them.
+        further: what else the task measures on the test split, by name.
     """
 
     name: str
@@ -29,11 +30,13 @@ class Outcome:
     test_score: float
     costs: dict[str, float]
     case: str = ""
+    further: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, without the policy."""
+        """The figures, without the policy; a case and further figures only where there are any."""
+        rare = ("case", "further")
         figures = {name: value for name, value in vars(self).items() if name != "policy"}
-        return figures if self.case else {name: value for name, value in figures.items() if name != "case"}
+        return {name: value for name, value in figures.items() if value or name not in rare}
 
 
 def final_figures(result: SearchResult, outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Figures:
         test_score: score on the test split; None where it has not been measured.
         costs: cost name to absolute value.
         case: the budgets that it was made for, where there are several levels of them.
+        further: what else the task measures on the test split, by name.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Figures:
     test_score: float | None
     costs: Mapping[str, float]
     case: str = ""
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ def _figures(row: Mapping[str, Any]) -> Figures:
     test = row.get("test_score")
     costs = {str(name): float(value) for name, value in row["costs"].items()}
     score, tested = float(row["reward_score"]), None if test is None else float(test)
-    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")))
+    further = {str(name): float(value) for name, value in row.get("further", {}).items()}
+    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")), further)
 
 
 def differences(records: Iterable[Record]) -> list[str]:
@@ -199,7 +202,7 @@ def differences(records: Iterable[Record]) -> list[str]:
     result = []
     for part in ("source", "problem"):
         settings = [getattr(config, part) for config in configs]
-        for name in [field.name for field in fields(settings[0]) if field.name not in HOW]:
+        for name in [each.name for each in fields(settings[0]) if each.name not in HOW]:
             if any(getattr(each, name) != getattr(settings[0], name) for each in settings):
                 result.append(name)
     return result

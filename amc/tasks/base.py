@@ -61,6 +61,23 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class FurtherScores(Protocol):
+    """What a task may offer besides: figures beside its score, for tables; no search is judged by them."""
+
+    def scores(self, model: nn.Module, split: str) -> Mapping[str, float]:
+        """Every figure of a model by name, in [0, 1], and among them `score` by its `score_name`."""
+        ...
+
+
+def score_and_further(task: Task, model: nn.Module, split: str) -> tuple[float, dict[str, float]]:
+    """A task's score on a split, and what else it measures there by name, in one pass."""
+    if not isinstance(task, FurtherScores):
+        return task.score(model, split), {}
+    found = dict(task.scores(model, split))
+    return found.pop(task.score_name), found
+
+
+@runtime_checkable
 class Illustrated(Protocol):
     """What a task may offer besides: examples from the test split that a report draws."""
 
