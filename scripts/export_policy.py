@@ -99,6 +99,8 @@ def show(exported: ExportedRun) -> None:
         print(f"{path} ({path.stat().st_size / 1000:,.1f} kB)")
     header, numbers = file_bytes(exported.weights)
     print(f"{exported.weights.name}: {numbers:,} bytes of numbers, its size, behind a header of {header:,}.")
+    for sentence in exported.notes:
+        print(f"note: {sentence}")
     note = low_bits_note(exported.policy.values("weight_bits").values())
     if note is not None:
         print(note)

@@ -20,7 +20,7 @@ from amc.package import MODEL_FILE, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
 from amc.precision import Precision
 from amc.recovery.fine_tune import DEFAULT_RECIPE, REFIT_EVERY, Distillation, fine_tune, settle_statistics
-from amc.tasks import Task, score_and_further
+from amc.tasks import Task, save_own_files, score_and_further
 from amc.training import Epoch, Recipe
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console
@@ -286,6 +286,7 @@ def finish(
         formats=formats_for(run.problem.target.file_suffix),
         agree=run.task.agreement,
     )
+    own, notes = save_own_files(run.task, model, options.folder)
     figures = {
         "settings": options.settings(policy),
         "score": run.task.score_name,
@@ -297,6 +298,8 @@ def finish(
     write_json(options.folder / FIGURES_FILE, figures)
     options.checkpoint.unlink(missing_ok=True)
     report(run, options.folder, scores, files)
+    for text in (*(f"{path} ({path.stat().st_size / 1000:,.1f} kB)" for path in own), *notes):
+        print(text)
     if matching is not None:
         print(f"{matching:.2%} of the quantized features on the test split's boxes are the original's")
 

@@ -87,6 +87,20 @@ class Illustrated(Protocol):
 
 
 @runtime_checkable
+class OwnFiles(Protocol):
+    """What a task may offer besides: files of its own beside an exported network, such as a search index."""
+
+    def save_files(self, model: nn.Module, folder: Path) -> tuple[list[Path], list[str]]:
+        """Write them for a network on the CPU; the files, and a sentence about each that is missing here."""
+        ...
+
+
+def save_own_files(task: Task, model: nn.Module, folder: Path) -> tuple[list[Path], list[str]]:
+    """The task's own files beside an exported network, and what to say about them."""
+    return task.save_files(model, folder) if isinstance(task, OwnFiles) else ([], [])
+
+
+@runtime_checkable
 class OwnCompressors(Protocol):
     """What a task may offer besides: choices of its own for an agent, such as the length of a code."""
 
