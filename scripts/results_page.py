@@ -10,6 +10,8 @@ from typing import Any
 from amc.files import write_atomically, write_json
 from amc.targets import describe_machine
 
+NOTHING = "*Not measured yet.*"
+
 
 def read_figures(path: Path) -> dict[str, Any]:
     """The figures gathered so far; empty where there are none."""
@@ -55,3 +57,15 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) ->
 def write_page(path: Path, parts: Sequence[str]) -> None:
     """Write a Markdown page from its parts."""
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def where_and_when(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Machines, dates and commits of rows, as the last section of a page."""
+    found = sorted({place(row["origin"]) for row in rows})
+    return ["## Where and when", "\n".join(f"* {text}" for text in found)]
+
+
+def place(origin: dict[str, Any]) -> str:
+    """Where and when a row was measured, from what `origin` said."""
+    machine = origin["machine"]
+    return f"{machine.get('cpu')}, {machine.get('cores')} cores, {origin['date']}, commit {origin['commit']}"
