@@ -11,10 +11,10 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 
 from amc.errors import UserError
 from scripts.cli import run
-from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_page import markdown_table, read_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Setting
-from scripts.search_page import places, spread
+from scripts.search_page import spread
 from scripts.search_rows import FIXED
 from scripts.search_words import against
 from scripts.searcher_rows import SEARCHERS, plan
@@ -71,7 +71,9 @@ def main(options: SearcherPage) -> None:
         raise UserError(f"{options.figures} has no rows yet: scripts/searcher_results.py makes them.")
     found = contests(list(rows.values()))
     parts = ["# Searchers, compared", *overview(rows), *advice(found), *winners(found), *tables(found)]
-    write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *places(list(rows.values()))])
+    write_page(
+        options.figures.with_suffix(".md"), [*parts, *missing(rows), *where_and_when(list(rows.values()))]
+    )
     print(options.figures.with_suffix(".md"))
 
 

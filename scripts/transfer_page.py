@@ -12,9 +12,9 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from agents.outcome import ACTOR
 from amc.errors import UserError
 from scripts.cli import run
-from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_page import markdown_table, read_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
-from scripts.search_page import places, spread
+from scripts.search_page import spread
 from scripts.transfer_rows import ADAPTED, GROUPS, HOLD_BUDGETS, LEVEL_BUDGETS, SCRATCH, plan
 
 ARMS = (
@@ -43,7 +43,9 @@ def main(options: TransferPage) -> None:
         raise UserError(f"{options.figures} has no rows yet: scripts/transfer_results.py makes them.")
     made = list(rows.values())
     parts = ["# Every budget, and networks never seen, measured", *overview(rows), *levels(made)]
-    write_page(options.figures.with_suffix(".md"), [*parts, *transfers(made), *missing(rows), *places(made)])
+    write_page(
+        options.figures.with_suffix(".md"), [*parts, *transfers(made), *missing(rows), *where_and_when(made)]
+    )
     print(options.figures.with_suffix(".md"))
 
 
