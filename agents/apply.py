@@ -12,6 +12,7 @@ from agents.run_config import problem_from
 from amc.costs.budget import parse_budget
 from amc.errors import UserError
 from amc.policy import CompressionPolicy
+from amc.tasks import score_and_further
 from envs.budget_range import is_range
 from envs.problem import Problem
 from envs.problem_config import ProblemConfig
@@ -99,11 +100,12 @@ def apply_actor(actor: ActorFile, problem: Problem) -> Applied:
     reference = walk.reference_policy()
     found = problem.evaluator([reference, episode.policy])
     original = problem.network.copy().to(problem.evaluator.device)
-    before, score = problem.original_score, problem.task.score
-    outcomes = [Outcome("original", None, before, score(original, "test"), dict(problem.original_costs))]
+    before, task = problem.original_score, problem.task
+    test, further = score_and_further(task, original, "test")
+    outcomes = [Outcome("original", None, before, test, dict(problem.original_costs), further=further)]
     for name, each in zip((problem.reference_name, ACTOR), found, strict=True):
-        test = score(problem.evaluator.compressed(each.policy), "test")
-        outcomes.append(Outcome(name, each.policy, each.score, test, dict(each.costs)))
+        test, further = score_and_further(task, problem.evaluator.compressed(each.policy), "test")
+        outcomes.append(Outcome(name, each.policy, each.score, test, dict(each.costs), further=further))
     scale = _scale(actor.contract["critic"]["reward"], before, found[0].score)
     if scale is None:
         return Applied(episode.policy, tuple(outcomes), None, None, seconds)

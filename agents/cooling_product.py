@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,7 @@ def outcomes_of(
     original: Outcome, found: list[Outcome], told: Callable[[CompressionPolicy], CompressionPolicy]
 ) -> list[Outcome]:
     """The before/after table: the original, then uniform and best network of the last round."""
-    others = [
-        Outcome(each.name, told(each.policy), each.reward_score, each.test_score, each.costs)
-        for each in found
-        if each.policy is not None
-    ]
+    others = [replace(each, policy=told(each.policy)) for each in found if each.policy is not None]
     return [original, *others]
 
 

@@ -1,6 +1,6 @@
 """Everything that a run leaves for deployment: policy, weights, the network's files and the actor."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from amc.export.model import CheckedFile, export_model, formats_for, write_file
 from amc.files import write_json
 from amc.package import MODEL_FILE, Architecture, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
-from amc.tasks.base import Task
+from amc.tasks import Task, save_own_files
 from envs.problem import Problem
 
 EXPORT_FOLDER, FIGURES_FILE, ORIGINAL_FILE = "export", "export.json", "original.onnx"
@@ -33,6 +33,8 @@ class ExportedRun:
         files: the compressed network's files in the same formats, checked against torch.
         weights: the package (`amc.package`).
         actor: the actor's ONNX file; None for a searcher without one.
+        own: what the task adds, such as a search index.
+        notes: sentences about files that could not be written here.
     """
 
     folder: Path
@@ -42,6 +44,8 @@ class ExportedRun:
     files: list[CheckedFile]
     weights: Path
     actor: Path | None
+    own: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def original(self) -> Path:
@@ -51,7 +55,7 @@ class ExportedRun:
     @property
     def paths(self) -> list[Path]:
         """Every file that was written, in a sensible order to read about them."""
-        written = [*self.originals, *(file.path for file in self.files), self.weights]
+        written = [*self.originals, *(file.path for file in self.files), self.weights, *self.own]
         return [*written, self.folder / "policy.json", *([self.actor] if self.actor else [])]
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +121,9 @@ def export_network(
     )
     kept = kept_by(evaluator.compressors, network, chosen)
     save_package(folder, Package(model, chosen, kept, architecture), network)
-    exported = ExportedRun(folder, chosen, model, originals, files, folder / MODEL_FILE, None)
+    own, notes = save_own_files(task, model, folder)
+    weights = folder / MODEL_FILE
+    exported = ExportedRun(folder, chosen, model, originals, files, weights, None, own, notes)
     write_json(folder / FIGURES_FILE, exported.to_json())
     return exported
 

@@ -1,7 +1,7 @@
 """What a search led to: the rows of the before/after table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from agents.search import SearchResult
@@ -26,6 +26,7 @@ class Outcome:
         latency: milliseconds, measured beside the others at the end of a search that counts no latency;
             None where it was not. Of a search that does, `costs` has it.
         latency_source: whether that was "measured" or "unreliable"; "" without it.
+        further: what else the task measures on the test split, by name.
     """
 
     name: str
@@ -36,10 +37,11 @@ class Outcome:
     case: str = ""
     latency: float | None = None
     latency_source: str = ""
+    further: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the policy and without what was not asked for."""
-        optional = ("case", "latency", "latency_source")
+        optional = ("case", "latency", "latency_source", "further")
         left_out = {"policy", *(name for name in optional if not vars(self)[name])}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 

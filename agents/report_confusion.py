@@ -111,7 +111,7 @@ def _figures(found: Mapping[str, Any]) -> str:
         "Accuracy, test split": percent(found["test_accuracy"]),
         "Right labels of those images": f"{percent(found['label_accuracy'])}, {found['label_source']}",
         "Network": f"{found['macs'] / 1e6:,.2f} MMACs, {found['parameters'] / 1e3:,.1f} k parameters",
-        "Time": f"{found['cpu_seconds']:,.0f} CPU seconds in the last call",
+        "Time": f"{found['cpu_seconds']:,.0f} CPU seconds",
     }
     items = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())
     note = (

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Figures:
         case: the budgets that it was made for, where there are several levels of them.
         latency_source: whether its latency, measured once at the end of a search that counts none, was
             "measured" or "unreliable"; "" without such a measurement.
+        further: what else the task measures on the test split, by name.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Figures:
     costs: Mapping[str, float]
     case: str = ""
     latency_source: str = ""
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,8 @@ def _figures(row: Mapping[str, Any]) -> Figures:
     if source:
         costs["latency"] = float(row["latency"])
     score, tested = float(row["reward_score"]), None if test is None else float(test)
-    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")), source)
+    further = {str(name): float(value) for name, value in row.get("further", {}).items()}
+    return Figures(str(row["name"]), score, tested, costs, str(row.get("case", "")), source, further)
 
 
 def differences(records: Iterable[Record]) -> list[str]:
@@ -244,7 +247,7 @@ def differences(records: Iterable[Record]) -> list[str]:
     result = []
     for part in ("source", "problem"):
         settings = [getattr(config, part) for config in configs]
-        for name in [field.name for field in fields(settings[0]) if field.name not in HOW]:
+        for name in [each.name for each in fields(settings[0]) if each.name not in HOW]:
             if any(getattr(each, name) != getattr(settings[0], name) for each in settings):
                 result.append(name)
     return result

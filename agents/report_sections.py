@@ -156,6 +156,8 @@ def _networks(record: Record) -> str:
     rows = [[f"{escape(record.score_name)}, reward split", *_scores([n.reward_score for n in networks])]]
     if tested:
         rows.append([f"{escape(record.score_name)}, test split", *_scores([n.test_score for n in networks])])
+    for name in dict.fromkeys(name for each in networks for name in each.further):
+        rows.append([f"{escape(name)}, test split", *_scores([n.further.get(name) for n in networks])])
     rows += [[COST_NAMES[name], *_cost_cells(name, networks, record.latency_unit)] for name in costs]
     return table_html(["", *(each.name for each in networks)], rows)
 

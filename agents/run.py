@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.targets import Profile, describe_machine, get_target
 from amc.targets.machine import cpu_model, installed_version
-from amc.tasks.base import Illustrated, Task
+from amc.tasks.base import Illustrated, Task, score_and_further
 from envs.case_walk import CaseWalk
 from envs.problem import Baseline, Problem, build_problem
 from envs.reference import settle_reference, start_from
@@ -57,7 +57,7 @@ class Run:
     def __init__(self, folder: Path, config: RunConfig, problem: Problem):
         self.folder, self.config, self.problem = folder, config, problem
         self.address: str | None = None
-        self._test_scores: dict[str, float] = {}
+        self._tested: dict[str, tuple[float, dict[str, float]]] = {}
 
     @property
     def network(self) -> Network:
@@ -161,9 +161,7 @@ class Run:
         Also written to `outcomes.json`, for those who have the run but not its data.
         """
         problem = self.problem
-        original = Outcome(
-            ORIGINAL, None, problem.original_score, self._test_score(None), dict(problem.original_costs)
-        )
+        original = self._tested_outcome(ORIGINAL, None, problem.original_score, problem.original_costs, "")
         best = self.log.best()
         outcomes = [original]
         for case in self.log.cases or [""]:
@@ -186,11 +184,10 @@ class Run:
         found = self.evaluator([policy])[0]
         if self.problem.latency is not None:
             found = self.problem.latency.measure(found)
-        return Outcome("uniform", policy, found.score, self._test_score(policy), dict(found.costs), case)
+        return self._tested_outcome("uniform", policy, found.score, found.costs, case)
 
     def _outcome(self, name: str, row: Row) -> Outcome:
-        test = self._test_score(row.policy)
-        return Outcome(name, row.policy, row.score, test, dict(row.costs), row.case)
+        return self._tested_outcome(name, row.policy, row.score, row.costs, row.case)
 
     def _actor_outcome(self, case: str) -> list[Outcome]:
         """What the trained actor gives at a level; nothing where there is one budget."""
@@ -202,13 +199,17 @@ class Run:
         assert actor is not None  # no other searcher takes a range
         policy = actor.policy(self.problem.walk(self.problem.cases[case]))
         found = self.evaluator([policy])[0]
-        return [Outcome(ACTOR, policy, found.score, self._test_score(policy), dict(found.costs), case)]
+        return [self._tested_outcome(ACTOR, policy, found.score, found.costs, case)]
 
-    def _test_score(self, policy: CompressionPolicy | None) -> float:
+    def _tested_outcome(
+        self, name: str, policy: CompressionPolicy | None, score: float, costs: Mapping[str, float], case: str
+    ) -> Outcome:
+        """A row of the table; each policy is asked once on the test split."""
         key = policy.digest() if policy else "original"
-        if key not in self._test_scores:
-            self._test_scores[key] = self.task.score(self._network_of(policy), "test")
-        return self._test_scores[key]
+        if key not in self._tested:
+            self._tested[key] = score_and_further(self.task, self._network_of(policy), "test")
+        test, further = self._tested[key]
+        return Outcome(name, policy, score, test, dict(costs), case, further=further)
 
     def _network_of(self, policy: CompressionPolicy | None) -> nn.Module:
         evaluator = self.evaluator

@@ -8,6 +8,7 @@ logits differ by float noise. Never train in this form: see `amc.training`.
 import torch
 from torch import fx, nn
 
+from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.groups import NORMS
@@ -82,5 +83,5 @@ def _quantize_weights(fast: nn.Module) -> None:
             weight = module.quantizer(module.weight).detach()
             plain._parameters = {**module._parameters, "weight": nn.Parameter(weight)}
             fast.set_submodule(name, plain)
-        elif isinstance(module, ClusteredConv2d):
+        elif isinstance(module, ClusteredConv2d | AdditiveLinear):
             fast.set_submodule(name, module.plain())

@@ -61,7 +61,8 @@ class ProblemConfig:
     """Share of the residual blocks that the reference policy keeps, those that change their input most."""
     operators: tuple[str, ...] = ()
     """What may replace a layer, as the agent chooses: filter-groups, clustered-kernels (under size only),
-    channel-svd, spatial-svd, or your own as package.module:Class; none by default."""
+    channel-svd, spatial-svd, additive-codes (of large linear layers, under size only), or your own as
+    package.module:Class; none by default."""
     freeze: tuple[str, ...] = ()
     """Layers whose output channels are never pruned, as shell patterns: 'layer1.*'."""
     importance: Literal["obs", "l1", "l2", "bn", "taylor"] = "obs"

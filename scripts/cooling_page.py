@@ -13,10 +13,10 @@ from amc.errors import UserError
 from scripts.cli import run
 from scripts.cooling_rows import ONE_SHOT, plan
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
-from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_page import markdown_table, read_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Difference
-from scripts.search_page import places, spread
+from scripts.search_page import spread
 
 SCHEDULES = (ONE_SHOT, "linear", "exponential")
 
@@ -36,7 +36,7 @@ def main(options: CoolingPage) -> None:
         raise UserError(f"{options.figures} has no rows yet: scripts/cooling_results.py makes them.")
     made = list(rows.values())
     parts = ["# Cooling, measured", *overview(rows), *claim(made), *tables(made), *rounds(made)]
-    write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *places(made)])
+    write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *where_and_when(made)])
     print(options.figures.with_suffix(".md"))
 
 

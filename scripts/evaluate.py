@@ -1,7 +1,8 @@
 """Accuracy and latency of an exported file in the runtime that will run it."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from amc.data import load_data
 from amc.errors import UserError
 from amc.files import write_json
 from amc.targets import Target, Timing, compare, describe_machine, get_target
-from amc.tasks import Task, load_task
+from amc.tasks import Task, load_task, score_and_further
 from scripts.cli import run
 from scripts.low_bits import low_bits_note, refuse_packages, weight_bits_of
 from scripts.progress import print_table
@@ -61,6 +62,7 @@ class Row:
         size: bytes.
         timing: latency at batch 1, relative to the first row's, or None.
         verdict: "faster", "slower" or "no difference" than the original, or None where nothing was compared.
+        further: what else the task measures on the split, by name.
     """
 
     name: str
@@ -69,11 +71,13 @@ class Row:
     size: int
     timing: Timing | None
     verdict: str | None
+    further: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types."""
         timing = None if self.timing is None else self.timing.to_json()
         found = {"name": self.name, "file": str(self.file), "score": self.score, "bytes": self.size}
+        found |= {"further": dict(self.further)} if self.further else {}
         return {**found, "latency": timing, "verdict": self.verdict}
 
 
@@ -101,7 +105,7 @@ def main(options: Evaluate) -> None:
     with get_target(options.target) as target:
         rows = evaluate(options, task, target)
         machine, version, unit = describe_machine(), target.runtime_version, target.unit
-    print_table(table_of(rows, f"{options.split} {task.score_name}", unit))
+    print_table(table_of(rows, options.split, task.score_name, unit))
     images = len(task.data.split(options.split))
     print(
         f"{options.target} {version}, batch 1 on one core; {images} {options.split} images of {options.data}"
@@ -130,26 +134,28 @@ def evaluate(options: Evaluate, task: Task, target: Target) -> list[Row]:
     """Score and time the file, after the reference if there is one."""
     original = [] if options.reference is None else [("original", options.reference)]
     named = [*original, ("compressed" if original else "file", options.file)]
-    scores = [task.score(InTarget(target, file), options.split) for _, file in named]
+    scores = [score_and_further(task, InTarget(target, file), options.split) for _, file in named]
     timings = target.measure([file for _, file in named]) if options.latency else []
     rows = []
-    for index, ((name, file), score) in enumerate(zip(named, scores, strict=True)):
+    for index, ((name, file), (score, further)) in enumerate(zip(named, scores, strict=True)):
         timing = timings[index] if timings else None
         verdict = compare(timings[index], timings[0]) if timings and index else None
-        rows.append(Row(name, file, score, file.stat().st_size, timing, verdict))
+        rows.append(Row(name, file, score, file.stat().st_size, timing, verdict, further))
     return rows
 
 
-def table_of(rows: list[Row], score_name: str, unit: str) -> Table:
+def table_of(rows: list[Row], split: str, score_name: str, unit: str) -> Table:
     """The rows as a person reads them."""
-    table = Table("", "file")
-    for heading in (score_name, "kB", unit, "speed-up", ""):
+    table, further = Table("", "file"), list(rows[0].further)
+    scores = [f"{split} {name}" for name in (score_name, *further)]
+    for heading in (*scores, "kB", unit, "speed-up", ""):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             row.name,
             row.file.name,
             f"{row.score:.2%}",
+            *(f"{row.further[name]:.2%}" for name in further),
             f"{row.size / 1000:,.1f}",
             "" if row.timing is None else f"{row.timing.best:.3f}",
             "" if row.timing is None or row.verdict is None else f"{1 / row.timing.ratio:.2f}x",

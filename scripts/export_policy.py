@@ -107,6 +107,8 @@ def show(exported: ExportedRun) -> None:
     if coded is not None:
         plain, shorter = coded
         print(f"Huffman-coded, the {plain:,} bytes of its k-means codes and codebooks would be {shorter:,}.")
+    for sentence in exported.notes:
+        print(f"note: {sentence}")
     note = low_bits_note(exported.policy.values("weight_bits").values())
     if note is not None:
         print(note)

@@ -1,6 +1,5 @@
 """Training of a compressed network on few labels: what `fine_tune --labels` does."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,6 +29,7 @@ from amc.tasks import ClassificationTask
 from amc.training import Epoch, Recipe, cross_entropy, device_of, fit
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console
+from scripts.cpu_clock import CpuClock
 
 Arm = Literal["saas", "pseudo", "supervised", "full"]
 ARMS: tuple[Arm, ...] = ("supervised", "pseudo", "saas", "full")
@@ -132,6 +132,7 @@ class Bench:
         hidden: labels of the unlabeled images, int64 [U]; they score, and teach the arm `full` alone.
         model: with random weights, on its device.
         precision: arithmetic of all trainings.
+        clock: CPU time of this call and of those that it goes on from.
     """
 
     options: FewLabelsOptions
@@ -141,6 +142,7 @@ class Bench:
     hidden: Tensor
     model: nn.Module
     precision: Precision
+    clock: CpuClock
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -158,14 +160,13 @@ def tune_with_few_labels(
         KeyboardInterrupt: interrupted; says how to go on.
     """
     bench = prepare(options, place, precision)
-    started = time.process_time()
     try:
         estimate = estimated(bench)
         train(bench, training_data(bench, estimate))
     except KeyboardInterrupt:
         kept = any(path.exists() for path in place.checkpoints)
         raise KeyboardInterrupt("; repeat the command with --resume to go on" if kept else "") from None
-    return finish(bench, estimate, time.process_time() - started)
+    return finish(bench, estimate)
 
 
 def prepare(options: FewLabelsOptions, place: Place, precision: Precision) -> Bench:
@@ -189,8 +190,8 @@ def prepare(options: FewLabelsOptions, place: Place, precision: Precision) -> Be
         place.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {place.folder} cannot be made: {error.strerror}.") from error
-    gpu = options.device != "cpu" and torch.cuda.is_available()
-    return Bench(options, place, data, few, hidden, model.to("cuda" if gpu else "cpu"), precision)
+    model = model.to("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return Bench(options, place, data, few, hidden, model, precision, CpuClock(place.folder, place.resume))
 
 
 def check_output(place: Place) -> None:
@@ -219,6 +220,7 @@ def estimated(bench: Bench) -> LabelEstimate | None:
     with Bar("labels") as bar:
 
         def on_round(estimate: LabelEstimate) -> None:
+            bench.clock.keep()
             save_estimate(path, estimate, settings)
             bar.tell(
                 f"labels {estimate.rounds}/{bench.options.saas.outer}, loss {estimate.losses[-1]:.3f}, "
@@ -273,6 +275,7 @@ def train(bench: Bench, data: ImageData) -> None:
     with Bar("final training") as bar:
 
         def on_epoch(epoch: Epoch) -> None:
+            bench.clock.keep()
             save_checkpoint(path, bench.model, epoch, settings)
             bar.tell(f"final training {epoch.number}/{wanted.epochs}, loss {epoch.loss:.3f}")
 
@@ -314,9 +317,9 @@ class Bar(AbstractContextManager["Bar"]):
         self._progress.update(self._bar, description=text)
 
 
-def finish(bench: Bench, estimate: LabelEstimate | None, cpu_seconds: float) -> dict[str, Any]:
+def finish(bench: Bench, estimate: LabelEstimate | None) -> dict[str, Any]:
     """Write weights, labels, figures and the page; the checkpoints go last."""
-    folder, model = bench.place.folder, bench.model
+    folder, model, cpu_seconds = bench.place.folder, bench.model, bench.clock.seconds
     found = {**figures(bench, estimate), "cpu_seconds": round(cpu_seconds, 1)}
     save_weights(model, folder / WEIGHTS_FILE, metadata={"model": bench.options.model})
     if estimate is not None:
@@ -325,6 +328,7 @@ def finish(bench: Bench, estimate: LabelEstimate | None, cpu_seconds: float) -> 
     page = write_report([folder])[0]
     for path in bench.place.checkpoints:
         path.unlink(missing_ok=True)
+    bench.clock.forget()
     report(found, folder, page)
     return found
 

@@ -23,12 +23,13 @@ from amc.policy import CompressionPolicy
 from amc.precision import Precision
 from amc.quantization.training_memory import SavedActivations, TrainingMemory, training_memory
 from amc.recovery.fine_tune import DEFAULT_RECIPE, REFIT_EVERY, Distillation, fine_tune, settle_statistics
-from amc.tasks import Task
+from amc.tasks import Task, save_own_files, score_and_further
 from amc.training import Epoch, Recipe
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
 from scripts.cli import console
 from scripts.cli import run as run_script
 from scripts.few_labels_tuning import FewLabelsOptions, Place, tune_with_few_labels
+from scripts.mimic_tuning import Imitation, Lesson, check_imitation, lesson
 from scripts.progress import print_table
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -64,6 +65,9 @@ class FineTune:
     alpha: float | None = None
     """Share of the teacher in the loss; the labels have the rest. With 0 there is no teacher. By default 0.9,
     and 0 for a task without logits that could be softened."""
+    mimic: Imitation = "none"
+    """What a detector imitates of the original besides learning its labels: nothing (none), features on the
+    labelled boxes (mimic), or the quantized ones through its own quantized features (quantized)."""
     refit_every: int = REFIT_EVERY
     """Steps after which the scales of quantized weights are fitted anew."""
     float_epochs: int = 0
@@ -163,6 +167,7 @@ def tune_run(options: FineTune, folder: Path) -> None:
     check_output(options)
     run = load_run(folder)
     try:
+        check_imitation(run.task, options.mimic)
         options = replace(options, alpha=teachers_share(run.task, options))
         tune(run, run.best_policy, options, recipe, options.distillation)
     except KeyboardInterrupt:
@@ -184,7 +189,7 @@ def teachers_share(task: Task, options: FineTune) -> float:
         raise UserError(
             f"Only a classifier's logits [N, classes] can be distilled: use --alpha 0 for {task.name}."
         )
-    if options.alpha is None:
+    if options.alpha is None and options.mimic == "none":
         print(f"note: {task.name} has no logits that a teacher could soften, so the labels alone teach.")
     return 0.0
 
@@ -209,26 +214,30 @@ def tune(
     device = run.evaluator.device
     teacher, model = run.network.copy().to(device), run.evaluator.compressed(policy)
     scores = {"original": score(run, teacher), "compressed": score(run, model)}
-    settings = options.settings(policy)
-    start, momentum = load_checkpoint(options.checkpoint, model, settings) if options.resume else (0, {})
+    settings, taught = options.settings(policy), lesson(options.mimic, model, teacher, run.task, options.seed)
+    start, momentum = (
+        load_checkpoint(options.checkpoint, taught.learner, settings) if options.resume else (0, {})
+    )
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {options.folder} cannot be made: {error.strerror}.") from error
-    train(run, model, teacher, options, recipe, distillation, settings, start, momentum)
+    train(run, taught, teacher, options, recipe, distillation, settings, start, momentum)
     settle_statistics(model, run.task, run.evaluator.calibration)
-    scores["fine-tuned"] = score(run, model)
-    finish(run, policy, model.cpu(), options, scores)
+    scores["fine-tuned"], matching = score(run, model), taught.matching(run.task)
+    finish(run, policy, model.cpu(), options, scores, matching)
 
 
 def score(run: Run, model: nn.Module) -> dict[str, float]:
-    """Scores on the split that searches use and on the test split."""
-    return {split: run.task.score(model, split) for split in ("reward", "test")}
+    """Scores on the split that searches use and on the test split, there with what else the task measures."""
+    test, further = score_and_further(run.task, model, "test")
+    more = {f"test {name}": value for name, value in further.items()}
+    return {"reward": run.task.score(model, "reward"), "test": test, **more}
 
 
 def train(
     run: Run,
-    model: fx.GraphModule,
+    taught: Lesson,
     teacher: nn.Module,
     options: FineTune,
     recipe: Recipe,
@@ -247,16 +256,17 @@ def train(
             progress.update(bar, completed=done, total=total)
 
         def on_epoch(epoch: Epoch) -> None:
-            save_checkpoint(options.checkpoint, model, epoch, settings)
+            save_checkpoint(options.checkpoint, taught.learner, epoch, settings)
             text = f"epoch {epoch.number}/{recipe.epochs}, loss {epoch.loss:.3f}, {epoch.seconds:.1f} s"
             progress.update(bar, description=text)
 
         fine_tune(
-            model,
+            taught.learner,
             teacher,
             run.task,
             recipe,
             distillation,
+            task_loss=taught.loss,
             refit_every=options.refit_every,
             float_epochs=options.float_epochs,
             calibration=run.evaluator.calibration,
@@ -277,6 +287,7 @@ def finish(
     model: fx.GraphModule,
     options: FineTune,
     scores: dict[str, dict[str, float]],
+    matching: float | None = None,
 ) -> None:
     """Write package, exported files and figures, and print them; the checkpoint goes last."""
     kept = kept_by(run.evaluator.compressors, run.network, policy)
@@ -291,16 +302,22 @@ def finish(
         formats=formats_for(run.problem.target.file_suffix),
         agree=run.task.agreement,
     )
+    own, notes = save_own_files(run.task, model, options.folder)
     figures = {
         "settings": options.settings(policy),
         "score": run.task.score_name,
         "scores": scores,
         "costs": run.evaluator.costs_of(policy),
         "files": [{**file.to_json(), **file_score(run, file)} for file in files],
+        **({} if matching is None else {"matching": matching}),
     }
     write_json(options.folder / TUNED_FILE, figures)
     options.checkpoint.unlink(missing_ok=True)
     report(run, options.folder, scores, files)
+    for text in (*(f"{path} ({path.stat().st_size / 1000:,.1f} kB)" for path in own), *notes):
+        print(text)
+    if matching is not None:
+        print(f"{matching:.2%} of the quantized features on the test split's boxes are the original's")
 
 
 def file_score(run: Run, file: CheckedFile) -> dict[str, object]:
@@ -312,11 +329,11 @@ def file_score(run: Run, file: CheckedFile) -> dict[str, object]:
 
 def report(run: Run, folder: Path, scores: dict[str, dict[str, float]], files: list[CheckedFile]) -> None:
     """Print the scores, and every exported file with what the check of it said."""
-    table = Table("")
-    for split in ("reward-split", "test"):
-        table.add_column(f"{split} {run.task.score_name}", justify="right")
+    table, known = Table(""), {"reward": "reward-split ", "test": "test "}
+    for kind in next(iter(scores.values())):
+        table.add_column(known[kind] + run.task.score_name if kind in known else kind, justify="right")
     for name, found in scores.items():
-        table.add_row(name, f"{found['reward']:.2%}", f"{found['test']:.2%}")
+        table.add_row(name, *(f"{value:.2%}" for value in found.values()))
     print_table(table)
     for file in files:
         shares = ((name, figures.same_decisions) for name, figures in file.agreement.items())

@@ -14,19 +14,18 @@ from torch import nn
 from amc.data import load_data
 from amc.data.boxes import BoxAugmentation, DetectionData
 from amc.data.images import ImageData
-from amc.detection.features import changed_features, last_convolution
+from amc.detection.features import changed_features
 from amc.errors import UserError
 from amc.models import build_model
 from amc.network import trace
 from amc.recovery.mimic import (
     MODES,
     Mimic,
-    MimicStudent,
-    Teaching,
     matching_share,
     mimicking,
     prepare_teacher,
     quantize_features,
+    with_adapter,
 )
 from amc.tasks import DetectionTask
 from amc.training import Loss, Recipe
@@ -177,7 +176,8 @@ def student_row(options: MimicResults, spec: Spec) -> dict[str, Any]:
     data = load(options, spec.data)
     task, mimic = DetectionTask(data), Mimic(spec.mode)  # type: ignore[arg-type]
     teaching = prepare_teacher(teacher(options, Spec("teacher", spec.data), task), data, mimic.bits)
-    student = with_adapter(build(spec.seed, task, STUDENT_WIDTH), teaching).to(place(options.device))
+    fresh = build(spec.seed, task, STUDENT_WIDTH).to(place(options.device))
+    student = with_adapter(fresh, teaching, task.example_input())
     last = train(options, spec, student, task.data, mimicking(teaching, mimic))
     found = {**figures(student.student, task, STUDENT_WIDTH), "loss": last}
     if spec.mode == "alone":
@@ -194,11 +194,6 @@ def build(seed: int, task: DetectionTask, width: float) -> nn.Module:
     """A detector with fresh weights; the arms of one seed start from the same ones."""
     torch.manual_seed(seed)
     return build_model("detector", task.data.classes, task.data.shape[0], width)
-
-
-def with_adapter(student: nn.Module, teaching: Teaching) -> MimicStudent:
-    """A student with the layer that translates its features."""
-    return MimicStudent(student, last_convolution(student).in_channels, teaching.channels)
 
 
 def figures(model: nn.Module, task: DetectionTask, width: float) -> dict[str, Any]:

@@ -114,14 +114,18 @@ def outcome_table(outcomes: Sequence[Outcome], score_name: str, latency_unit: st
     headings = {**HEADINGS, "latency": latency_unit}
     table = Table(title=None)
     table.add_column("")
-    for heading in (f"reward-split {score_name}", f"test {score_name}", *(headings[name] for name in costs)):
+    further = list(dict.fromkeys(name for outcome in outcomes for name in outcome.further))
+    scores = (f"reward-split {score_name}", f"test {score_name}", *(f"test {name}" for name in further))
+    for heading in (*scores, *(headings[name] for name in costs)):
         table.add_column(heading, justify="right")
     for outcome in outcomes:
         cells = [
             f"{outcome.costs[name] / UNITS[name]:,.{DECIMALS.get(name, 2)}f}" if name in outcome.costs else ""
             for name in costs
         ]
-        table.add_row(outcome.name, f"{outcome.reward_score:.2%}", f"{outcome.test_score:.2%}", *cells)
+        tested = [f"{outcome.further[name]:.2%}" if name in outcome.further else "" for name in further]
+        first = (f"{outcome.reward_score:.2%}", f"{outcome.test_score:.2%}", *tested)
+        table.add_row(outcome.name, *first, *cells)
     return table
 
 

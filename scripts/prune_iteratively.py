@@ -24,6 +24,7 @@ from amc.recovery.fine_tune import settle_statistics
 from amc.training_checkpoint import load_checkpoint
 from scripts.cli import run as run_script
 from scripts.fine_tune import FineTune, check_output, finish, score, teachers_share, train
+from scripts.mimic_tuning import check_imitation, lesson
 
 BISECTIONS = 40
 
@@ -76,6 +77,7 @@ def main(options: PruneIteratively) -> None:
     """Prune single weights in stages of falling density, fine-tune after each one, and export the result."""
     run = load_run(options.run)
     try:
+        check_imitation(run.task, options.mimic)
         options = replace(options, alpha=teachers_share(run.task, options))
         policy = run.best_policy
         stages = stages_of(options, run, policy)
@@ -144,16 +146,17 @@ def prune(run: Run, policy: CompressionPolicy, stages: list[Stage], options: Pru
     teacher = run.network.copy().to(run.evaluator.device)
     policies = [*(at_density(run, policy, stage.density) for stage in stages[:-1]), policy]
     model = run.evaluator.compressed(policies[0])
+    taught = lesson(options.mimic, model, teacher, run.task, options.seed)
     scores = {"original": score(run, teacher)}
     begun = max((i for i, stage in enumerate(stages) if stage.checkpoint.exists()), default=0)
     for stage, wanted in list(zip(stages, policies, strict=True))[begun:]:
         start, momentum = 0, dict[str, Tensor]()
         settings = stage.settings(policy)
         if stage.checkpoint.exists():
-            start, momentum = load_checkpoint(stage.checkpoint, model, settings)
+            start, momentum = load_checkpoint(stage.checkpoint, taught.learner, settings)
         prune_weights(model, wanted.values("density"))
         print(f"{overall_density(run, wanted):.1f} % of the weights:", file=sys.stderr)
-        train(run, model, teacher, stage, stage.recipe, stage.distillation, settings, start, momentum)
+        train(run, taught, teacher, stage, stage.recipe, stage.distillation, settings, start, momentum)
         scores[f"{stage.density} % tuned"] = score(run, model)
     finish_stages(run, policy, model, stages, scores)
 

@@ -12,6 +12,7 @@ from amc.targets import describe_machine
 
 Table = list[dict[str, Any]]
 """One object a row, with the column names as keys."""
+NOTHING = "*Not measured yet.*"
 
 
 def read_figures(path: Path) -> dict[str, Any]:
@@ -66,3 +67,15 @@ def shown(table: Table) -> str:
 def write_page(path: Path, parts: Sequence[str]) -> None:
     """Write a Markdown page from its parts."""
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def where_and_when(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Machines, dates and commits of rows, as the last section of a page."""
+    found = sorted({place(row["origin"]) for row in rows})
+    return ["## Where and when", "\n".join(f"* {text}" for text in found)]
+
+
+def place(origin: dict[str, Any]) -> str:
+    """Where and when a row was measured, from what `origin` said."""
+    machine = origin["machine"]
+    return f"{machine.get('cpu')}, {machine.get('cores')} cores, {origin['date']}, commit {origin['commit']}"

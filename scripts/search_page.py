@@ -13,7 +13,7 @@ from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
-from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_page import NOTHING, markdown_table, read_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Setting, contests, settings
 from scripts.search_page_goals import smallest, sparse
@@ -30,7 +30,6 @@ from scripts.search_words import (
     winner,
 )
 
-NOTHING = "*Not measured yet.*"
 SCORE_HEADINGS = (
     *("seeds", "reward split, half", "reward split", "test un-tuned, half", "test un-tuned", "points"),
     "test fine-tuned (epochs)",
@@ -68,7 +67,7 @@ def main(options: SearchPage) -> None:
         *speed(made),
         *workers(made),
     ]
-    write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *places(made)])
+    write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *where_and_when(made)])
     print(options.figures.with_suffix(".md"))
 
 
@@ -252,18 +251,6 @@ def commands(*parts: str) -> str:
     patterns = [part if part.startswith("*") else f"{part}/*" for part in parts]
     lines = "\n".join(f"python -m scripts.search_results --only '{pattern}'" for pattern in patterns)
     return f"```\n{lines}\n```"
-
-
-def places(rows: Sequence[Row]) -> list[str]:
-    """Machines, dates and commits of the rows."""
-    found = sorted({place(row) for row in rows})
-    return ["## Where and when", "\n".join(f"* {text}" for text in found)]
-
-
-def place(row: Row) -> str:
-    """Where and when a row was measured."""
-    origin, machine = row["origin"], row["origin"]["machine"]
-    return f"{machine.get('cpu')}, {machine.get('cores')} cores, {origin['date']}, commit {origin['commit']}"
 
 
 if __name__ == "__main__":

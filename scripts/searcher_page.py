@@ -10,9 +10,16 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 
 from amc.errors import UserError
 from scripts.cli import run
-from scripts.results_page import markdown_table, read_figures, save_figures, write_page
+from scripts.results_page import (
+    NOTHING,
+    markdown_table,
+    read_figures,
+    save_figures,
+    where_and_when,
+    write_page,
+)
 from scripts.results_runner import Rows
-from scripts.search_page import about, places
+from scripts.search_page import about
 from scripts.search_words import against
 from scripts.searcher_rows import (
     BEFORE,
@@ -39,8 +46,6 @@ from scripts.searcher_tables import (
     under,
 )
 
-NOTHING = "*Not measured yet.*"
-
 
 @dataclass(frozen=True)
 class SearcherPage:
@@ -63,7 +68,8 @@ def main(options: SearcherPage) -> None:
     parts = ["# Searchers, compared", *overview(rows), *advice(now), *block(now, "## Under today's defaults")]
     parts += earlier(before)
     save_figures(options.figures, {"tables": tables(rows), "rows": own})
-    write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *places(list(rows.values()))])
+    where = where_and_when(list(rows.values()))
+    write_page(options.figures.with_suffix(".md"), [*parts, *missing(rows), *where])
     print(options.figures.with_suffix(".md"))
 
 

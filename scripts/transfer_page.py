@@ -12,9 +12,8 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
-from scripts.results_page import read_figures, save_figures, write_page
+from scripts.results_page import read_figures, save_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
-from scripts.search_page import places
 from scripts.transfer_plot import pareto_png
 from scripts.transfer_rows import GROUPS, plan
 from scripts.transfer_tables import level_rows, level_table, transfer_rows_of, transfer_table
@@ -47,7 +46,8 @@ def main(options: TransferPage) -> None:
     image = os.path.relpath(options.images / IMAGE, options.figures.parent)
     parts = ["# Every budget, and networks never seen, measured", *overview(rows), *levels(made, image)]
     save_figures(options.figures, {**figures, "tables": tables(rows), "rows": figures["rows"]})
-    write_page(options.figures.with_suffix(".md"), [*parts, *transfers(made), *missing(rows), *places(made)])
+    parts += [*transfers(made), *missing(rows), *where_and_when(made)]
+    write_page(options.figures.with_suffix(".md"), parts)
     print(options.figures.with_suffix(".md"))
 
 

@@ -21,6 +21,7 @@ from amc.codecs import (
     train_codec,
 )
 from amc.codecs.encoding import decode, encode, icm, pair_terms, random_codes, squared_errors, unary_terms
+from amc.codecs.faiss_index import additive_index
 from amc.codecs.fitting import co_occurrences, fit_codebooks, sums_by_code
 from amc.codecs.training import fit_relaxed, temperature
 from amc.codecs.weights import CodedWeight, encode_weight, recipe_for
@@ -323,6 +324,24 @@ def test_look_ups_order_like_the_decoded_vectors():
     error = (codec.norms[stored.norms.long()] - squares).square().mean()
     assert codec.search.rounds == 8 and error < 1e-3 * squares.var()
     assert squared_errors(x, stored.codes.long(), codec.codebooks).mean() < 1.1 * trained.errors[-1]
+
+
+@pytest.mark.parametrize("entries", [16, 256])
+def test_faiss_ranks_additive_codes_as_we_do(entries):
+    faiss = pytest.importorskip("faiss")
+    vectors, queries = correlated(600, 8), correlated(5, 8, seed=1)
+    codec, _ = train_codec(vectors, Recipe(3, entries, 2, search=LIGHT))
+    stored = codec.encode(vectors)
+    index = additive_index(codec, stored)
+    assert (index.ntotal, 8 * index.sa_code_size()) == (600, -(-codec.bits // 8) * 8)
+    assert torch.allclose(torch.from_numpy(index.reconstruct_n(0, 600)), codec.decode(stored), atol=1e-5)
+    again = faiss.deserialize_index(faiss.serialize_index(index))
+    distances, places = again.search(queries.numpy(), 600)
+    ours = queries.square().sum(dim=1)[:, None] - 2 * queries @ codec.decode(stored).T
+    ours = ours + codec.norms[stored.norms.long()]
+    best, noise = ours.gather(1, nearest(codec, stored, queries, 600)), 1e-5 * float(ours.abs().max())
+    assert torch.allclose(torch.from_numpy(distances), best, atol=noise)
+    assert torch.allclose(ours.gather(1, torch.from_numpy(places)), best, atol=noise)
 
 
 def test_a_coded_weight_is_read_from_what_is_stored_and_counted_to_the_byte():

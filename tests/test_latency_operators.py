@@ -182,7 +182,7 @@ def test_bits_that_follow_the_input_spare_what_has_none(monkeypatch: pytest.Monk
         assert partial.values[row, [bits, inputs]].tolist() == [32, 8] and partial.decided[row, bits]
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [n for n in OPERATORS if not get_operator(n).obstacle(nn.Conv2d(6, 8, 3))])
 def test_shapes_for_measuring_are_those_of_the_fit(name: str):
     operator = get_operator(name)
     conv = nn.Conv2d(6, 8, 3, stride=2, padding=1)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from amc.decomposition.registry import OPERATORS
 from amc.policy import CompressionPolicy
 from scripts import evaluate, export_policy, fine_tune
 from scripts.cli import exit_code
@@ -30,7 +29,7 @@ def score(file: Path, folder: Path) -> float:
     return float(json.loads((folder / "score.json").read_text())["rows"][0]["score"])
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", BUDGETS)
 def test_what_a_search_replaces_is_exported_tuned_and_evaluated(
     operator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

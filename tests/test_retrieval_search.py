@@ -1,15 +1,26 @@
 """Search through faiss with our codebooks, and plain product quantization behind a trained embedding."""
 
+import json
 import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from agents.config import AgentConfig, SearchConfig
+from agents.export import export_run
+from agents.run import start_run
+from agents.run_config import RunConfig, SourceConfig
+from amc.data.digits import digits
 from amc.errors import UserError
+from amc.models import build_model, save_weights
 from amc.retrieval import asymmetric_scores, hard_codes
+from amc.retrieval.code import words_of
 from amc.retrieval.faiss_index import faiss_index, nearest_words, require_faiss, trained_codebooks
 from amc.retrieval.quantize import decode
+from amc.tasks import RetrievalTask
+from envs.problem_config import ProblemConfig
+from scripts.export_policy import show
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -57,3 +68,45 @@ def test_a_missing_faiss_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"pip install 'amc-compress\[retrieval\]'"):
         require_faiss()
+
+
+def test_words_are_what_the_outputs_say():
+    torch.manual_seed(0)
+    model, task = build_model("digitsnet-pqn12", 10, 1, 0.25), RetrievalTask(digits(8))
+    outputs = task.outputs(model, task.data.normalised("train")[:200])
+    assert torch.allclose(words_of(outputs), model.codebooks.detach(), atol=1e-4)
+
+
+def test_an_export_holds_the_index_of_the_training_images(tmp_path, monkeypatch, capsys):
+    """The compressed network's codes, ranked by faiss as by our own search."""
+    faiss = pytest.importorskip("faiss")
+    torch.manual_seed(0)
+    save_weights(build_model("digitsnet-pqn12", 10, 1, 0.25), tmp_path / "w.safetensors")
+    source = SourceConfig(
+        "digitsnet-pqn12", tmp_path / "w.safetensors", 0.25, "digits", side=8, task="retrieval", device="cpu"
+    )
+    problem = ProblemConfig(budget=("macs=0.6",), target="onnxruntime", final_images=100)
+    config = RunConfig(source, problem, AgentConfig("uniform"), SearchConfig(1))
+    run = start_run(tmp_path / "run", config)
+    run.search()
+    run.problem.close()
+    exported = export_run(run)
+    task, model = run.task, exported.model
+    assert isinstance(task, RetrievalTask)
+    (path,) = exported.own
+    assert path in exported.paths and not exported.notes
+    base = task.outputs(model, task.data.normalised("train"))
+    asked = task.outputs(model, task.data.normalised("test")[:20])
+    ours = asymmetric_scores(asked.table, hard_codes(base.table))
+    index = faiss.read_index(str(path))
+    assert index.ntotal == len(task.data.train)
+    scores, places = index.search(asked.vectors.flatten(1).numpy(), 50)
+    best = ours.sort(dim=1, descending=True).values[:, :50]
+    assert torch.allclose(torch.from_numpy(scores), best, atol=1e-4)
+    assert torch.allclose(ours.gather(1, torch.from_numpy(places)), best, atol=1e-4)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    without = export_run(run, folder=tmp_path / "without")
+    show(without)
+    said = capsys.readouterr().out
+    assert not without.own and "note: No index.faiss was written." in said and "pip install" in said
+    assert json.loads((tmp_path / "without" / "export.json").read_text())["files"]

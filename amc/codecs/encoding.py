@@ -147,4 +147,4 @@ def _encode_chunk(
 
 def _offsets(codebooks: Tensor) -> Tensor:
     """Where the entries of each codebook begin among all, [M]."""
-    return torch.arange(len(codebooks)) * codebooks.shape[1]
+    return torch.arange(len(codebooks), device=codebooks.device) * codebooks.shape[1]

@@ -41,13 +41,17 @@ class CodedWeight:
         parts = (self.packed, self.codebooks, self.scales)
         return sum(part.numel() * part.element_size() for part in parts)
 
-    def values(self) -> Tensor:
-        """The weight that the codes stand for, float32 [out, in]."""
+    def codes(self) -> Tensor:
+        """The codes of every piece, uint8 [pieces, M]."""
         rows, columns = self.shape
         count, entries, length = self.codebooks.shape
         pieces = rows * -(-columns // length)
-        codes = unpack(self.packed, entries.bit_length() - 1, pieces * count).view(pieces, count)
-        decoded = decode(self.codebooks.float(), codes.long()).view(rows, -1)[:, :columns]
+        return unpack(self.packed, entries.bit_length() - 1, pieces * count).view(pieces, count)
+
+    def values(self) -> Tensor:
+        """The weight that the codes stand for, float32 [out, in]."""
+        rows, columns = self.shape
+        decoded = decode(self.codebooks.float(), self.codes().long()).view(rows, -1)[:, :columns]
         return decoded * self.scales.float()[:, None]
 
 

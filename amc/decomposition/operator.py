@@ -8,7 +8,7 @@ layer; channels are removed before, so the convolution that is replaced may be n
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -150,5 +150,4 @@ def legal_amounts(operator: Operator, module: nn.Module) -> tuple[int, ...]:
     """Legal amounts of an operator for any module; none where it does not apply."""
     if operator.obstacle(module) is not None:
         return ()
-    assert isinstance(module, nn.Conv2d)
-    return operator.amounts(module)
+    return operator.amounts(cast(nn.Conv2d, module))  # or what else the operator accepts

@@ -5,6 +5,7 @@ An operator outside of the package is named by its import path, `package.module:
 
 from functools import cache
 
+from amc.decomposition.additive_linear import AdditiveCodes
 from amc.decomposition.clustered_conv import ClusteredKernels
 from amc.decomposition.filter_groups import FilterGroups
 from amc.decomposition.low_rank import ChannelSVD, SpatialSVD
@@ -12,7 +13,13 @@ from amc.decomposition.operator import Operator
 from amc.errors import UserError
 from amc.plugins import is_import_path, load_factory
 
-_OPERATORS: tuple[type[Operator], ...] = (FilterGroups, ClusteredKernels, ChannelSVD, SpatialSVD)
+_OPERATORS: tuple[type[Operator], ...] = (
+    FilterGroups,
+    ClusteredKernels,
+    ChannelSVD,
+    SpatialSVD,
+    AdditiveCodes,
+)
 OPERATORS = {kind.name: kind for kind in _OPERATORS}
 
 

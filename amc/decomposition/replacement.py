@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
@@ -69,7 +69,7 @@ class OperatorReplacement:
     ) -> nn.Module:
         inputs, outputs = positions.get((name, "in")), positions.get((name, "out"))
         conv = model.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, nn.Conv2d | nn.Linear)
         # The weight too: a reconstruction that sees compressed inputs changes it with the layers in front.
         key = (name, operator, amount, _bytes(inputs), _bytes(outputs), _digest(conv.weight))
 
@@ -79,7 +79,7 @@ class OperatorReplacement:
                 original = network.module.get_submodule(name).get_parameter("weight")
                 responses = Responses.of(original, self.moments[name], inputs, outputs)
             start = self._start(network, name, operator, amount)
-            return get_operator(operator).fit(conv, amount, responses, start)
+            return get_operator(operator).fit(cast(nn.Conv2d, conv), amount, responses, start)
 
         return self._fits.of(key, fit)
 
@@ -87,8 +87,8 @@ class OperatorReplacement:
         """What the fits of a layer have in common, whichever of its channels are left."""
         if (name, operator, amount) not in self._starts:
             whole = network.module.get_submodule(name)
-            assert isinstance(whole, nn.Conv2d)
-            self._starts[name, operator, amount] = get_operator(operator).prepare(whole, amount)
+            fitting = get_operator(operator)
+            self._starts[name, operator, amount] = fitting.prepare(cast(nn.Conv2d, whole), amount)
         return self._starts[name, operator, amount]
 
 

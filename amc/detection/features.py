@@ -3,21 +3,29 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from amc.errors import UserError
 
 
-def last_convolution(model: nn.Module) -> nn.Conv2d:
-    """The convolution that writes a detector's raw maps.
+def last_convolution(model: nn.Module) -> nn.Module:
+    """The convolution that writes a detector's raw maps, or what replaces it in a compressed network.
 
     Raises:
         UserError: the model has no convolution.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    layers = [module for module in _parts(model) if any(isinstance(m, nn.Conv2d) for m in module.modules())]
     if not layers:
         raise UserError(f"A {type(model).__name__} has no convolution, so it has no feature map.")
     return layers[-1]
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model: in the order of its calls where that is known, else single convolutions."""
+    if not isinstance(model, fx.GraphModule):
+        return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    called = [str(node.target) for node in model.graph.nodes if node.op == "call_module"]
+    return [model.get_submodule(name) for name in called]
 
 
 def maps_and_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

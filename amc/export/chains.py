@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from torch import nn
 
+from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.export.graph import OnnxGraph
-from amc.export.layers import conv2d
+from amc.export.layers import conv2d, linear
 from amc.export.registry import Call, handles
 from amc.export.shapes import keeping_grid
 from amc.export.value import Value
@@ -42,5 +43,6 @@ def fill_channels(g: OnnxGraph, call: Call) -> Value:
     return keeping_grid(padded, call.x) if module.value == 0 else padded
 
 
-# A file holds the whole kernels: no runtime reads centroids.
+# A file holds the whole weights: no runtime reads centroids or codewords.
 handles(ClusteredConv2d)(conv2d)
+handles(AdditiveLinear)(linear)

@@ -43,7 +43,8 @@ def linear(g: OnnxGraph, call: Call) -> Value:
 def _linear_of_rows(g: OnnxGraph, call: Call, x: Value) -> Value:
     layer = call.module
     assert isinstance(layer, nn.Linear)
-    call.require(type(layer) is nn.Linear, "with quantized weights of a tensor that is not a matrix")
+    plain = not isinstance(layer, QuantizedLinear)
+    call.require(plain, "with quantized weights of a tensor that is not a matrix")
     product = g.add("MatMul", x, g.constant(np.ascontiguousarray(layer.weight.detach().cpu().numpy().T)))
     if layer.bias is None:
         return product

@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.export.grid import grid_of
@@ -26,7 +27,7 @@ CLIPS = {
 
 FOLDABLE = {
     nn.BatchNorm2d: (nn.Conv2d, QuantizedConv2d, Chain, ClusteredConv2d),
-    nn.BatchNorm1d: (nn.Linear, QuantizedLinear),
+    nn.BatchNorm1d: (nn.Linear, QuantizedLinear, AdditiveLinear),
 }
 
 

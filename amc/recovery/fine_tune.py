@@ -151,6 +151,7 @@ def fine_tune(
     recipe: Recipe = DEFAULT_RECIPE,
     distillation: Distillation | None = None,
     *,
+    task_loss: Loss | None = None,
     refit_every: int = REFIT_EVERY,
     float_epochs: int = 0,
     calibration: Sequence[Tensor] = (),
@@ -172,6 +173,7 @@ def fine_tune(
         task: its loss and its train split are used, and nothing else of it.
         recipe: epochs, learning rate and so on.
         distillation: temperature and weight of the teacher.
+        task_loss: what labels teach, in the place of the task's own loss: `mimicking`, say.
         refit_every: steps after which the weights' scales are fitted anew, and also after the last step. A
             scale that is left behind clips weights that grow; fitted only at the end it changes the network
             more than the batch norms can follow.
@@ -201,7 +203,7 @@ def fine_tune(
     knowing = RememberingTeacher(answering) if recipe.views else answering
     bfloat16 = memory is None and computes_in_bfloat16(precision, device_of(model))
     rounds = _rounding(task.distillable and bfloat16)
-    loss = loss_in_bfloat16(distilled(knowing, task.loss, distillation), rounds)
+    loss = loss_in_bfloat16(distilled(knowing, task_loss or task.loss, distillation), rounds)
     try:
         return fit(
             model,

@@ -134,6 +134,20 @@ def prepare_teacher(teacher: nn.Module, data: DetectionData, bits: int) -> Teach
     return Teaching(teacher.eval(), features.shape[1], top / 2**bits, float(pooled.square().mean()))
 
 
+def with_adapter(student: nn.Module, teaching: Teaching, image: Tensor) -> MimicStudent:
+    """A detector with the layer that translates its features, which torch's global generator initialises.
+
+    Args:
+        student: any detector, compressed or small.
+        teaching: its teacher.
+        image: one normalised image [1, C, H, W], which tells how many channels the features have.
+    """
+    device = device_of(student)
+    with evaluating(student):
+        channels = maps_and_features(student, image.to(device))[1].shape[1]
+    return MimicStudent(student, channels, teaching.channels).to(device)
+
+
 def mimic_loss(wanted: Tensor, said: Tensor, scale: float, stride: float | None) -> Tensor:
     """Half the mean square difference of region features, relative to the teacher's; a scalar.
 

@@ -16,6 +16,7 @@ brought to length 1 here, outside the network, where no runtime has to take a ro
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -104,3 +105,13 @@ def said(outputs: Tensor, code: Code | None = None) -> Said:
     raw = outputs[:, code.subspaces * code.words :].unflatten(1, (code.subspaces, code.size))
     length = raw.norm(dim=2, keepdim=True).clamp(min=1e-12)
     return Said(products / length, F.normalize(raw, dim=2))
+
+
+def words_of(outputs: Said) -> Tensor:
+    """The words [M, K, S] that a network multiplies its sub-vectors with, as its outputs tell them.
+
+    By least squares, so that it does not matter where the network keeps them, nor what has been done to it;
+    exact where sub-vectors are not quantized in between. Of directions that no image has nothing is known.
+    """
+    vectors, table = (part.double().transpose(0, 1) for part in (outputs.vectors, outputs.table))
+    return torch.linalg.lstsq(vectors, table, driver="gelsd").solution.mT.float()

@@ -61,12 +61,43 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class FurtherScores(Protocol):
+    """What a task may offer besides: figures beside its score, for tables; no search is judged by them."""
+
+    def scores(self, model: nn.Module, split: str) -> Mapping[str, float]:
+        """Every figure of a model by name, in [0, 1], and among them `score` by its `score_name`."""
+        ...
+
+
+def score_and_further(task: Task, model: nn.Module, split: str) -> tuple[float, dict[str, float]]:
+    """A task's score on a split, and what else it measures there by name, in one pass."""
+    if not isinstance(task, FurtherScores):
+        return task.score(model, split), {}
+    found = dict(task.scores(model, split))
+    return found.pop(task.score_name), found
+
+
+@runtime_checkable
 class Illustrated(Protocol):
     """What a task may offer besides: examples from the test split that a report draws."""
 
     def save_examples(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write what each network, by name, does with a few images into a run directory."""
         ...
+
+
+@runtime_checkable
+class OwnFiles(Protocol):
+    """What a task may offer besides: files of its own beside an exported network, such as a search index."""
+
+    def save_files(self, model: nn.Module, folder: Path) -> tuple[list[Path], list[str]]:
+        """Write them for a network on the CPU; the files, and a sentence about each that is missing here."""
+        ...
+
+
+def save_own_files(task: Task, model: nn.Module, folder: Path) -> tuple[list[Path], list[str]]:
+    """The task's own files beside an exported network, and what to say about them."""
+    return task.save_files(model, folder) if isinstance(task, OwnFiles) else ([], [])
 
 
 @runtime_checkable

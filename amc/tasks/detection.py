@@ -44,6 +44,12 @@ class DetectionTask:
         self.data: ImageData = data
         self.batch_size = batch_size
 
+    @property
+    def detection_data(self) -> DetectionData:
+        """The data, known to have boxes."""
+        assert isinstance(self.data, DetectionData)
+        return self.data
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Focal + GIoU + centredness loss of images [B, C, H, W] with boxes [B, M, 5]; a scalar."""
         return detection_loss(model(x), y, x.shape[2])
@@ -51,6 +57,11 @@ class DetectionTask:
     def score(self, model: nn.Module, split: str) -> float:
         """The mAP at IoU 0.5:0.95 on a split, in [0, 1]."""
         return self.precision(model, split).coco
+
+    def scores(self, model: nn.Module, split: str) -> dict[str, float]:
+        """The mAP and, beside it, the AP50 of older papers, on a split."""
+        found = self.precision(model, split)
+        return {self.score_name: found.coco, "AP50": found.half}
 
     def precision(self, model: nn.Module, split: str) -> AveragePrecision:
         """The mAP at IoU 0.5:0.95 and at 0.5 on a split."""

@@ -12,9 +12,10 @@ from amc.errors import UserError
 from amc.network import Network
 from amc.plugins import one_line
 from amc.retrieval.average_precision import mean_average_precision
-from amc.retrieval.code import Said, code_of_outputs, said
+from amc.retrieval.code import Said, code_of_outputs, said, words_of
 from amc.retrieval.code_knob import find_codebooks
 from amc.retrieval.code_length import RANKED_IMAGES, CodeLength, rank_subvectors
+from amc.retrieval.faiss_index import faiss_index, require_faiss
 from amc.retrieval.losses import asymmetric_triplet_loss
 from amc.retrieval.neighbours import find_neighbours, save_neighbours
 from amc.retrieval.quantize import hard_codes
@@ -23,6 +24,8 @@ from amc.training import device_of, evaluating
 
 NEIGHBOURS_FILE = "neighbours.npz"
 """Example searches in a run directory."""
+INDEX_FILE = "index.faiss"
+"""The training images' codes beside an exported network."""
 
 
 class RetrievalTask:
@@ -101,6 +104,20 @@ class RetrievalTask:
         images = self.data.normalised("test")
         outputs = {name: self.outputs(model, images) for name, model in networks.items()}
         save_neighbours(folder / NEIGHBOURS_FILE, find_neighbours(self.data.test, outputs))
+
+    def save_files(self, model: nn.Module, folder: Path) -> tuple[list[Path], list[str]]:
+        """Write `index.faiss`: the training images as codes, searched by `Said.vectors` of a query, [1, M S].
+
+        An entry's number is the image's place in the training split. Without faiss a sentence says so.
+        """
+        try:
+            faiss = require_faiss()
+        except UserError as error:
+            return [], [f"No {INDEX_FILE} was written. {error}"]
+        outputs = self.outputs(model, self.data.normalised("train"))
+        index = faiss_index(words_of(outputs), hard_codes(outputs.table))
+        faiss.write_index(index, str(folder / INDEX_FILE))
+        return [folder / INDEX_FILE], []
 
     def check(self, model: nn.Module, name: str) -> None:
         """Send one blank image through a model, so that a misfit shows before any work.

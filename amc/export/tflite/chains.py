@@ -6,12 +6,13 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.export.grid import grid_of
 from amc.export.registry import NO_ENDING, Call, Ending
 from amc.export.tflite.graph import TfliteGraph
-from amc.export.tflite.layers import conv2d
+from amc.export.tflite.layers import conv2d, linear
 from amc.export.tflite.registry import handles
 from amc.export.tflite.windows import pad
 from amc.export.value import Value
@@ -52,5 +53,6 @@ def fill_channels(g: TfliteGraph, call: Call) -> Value:
     return pad(g, call.x, [0, *before], [0, *after], float(module.value))
 
 
-# A file holds the whole kernels: no runtime reads centroids.
+# A file holds the whole weights: no runtime reads centroids or codewords.
 handles(ClusteredConv2d)(conv2d)
+handles(AdditiveLinear)(linear)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.export.grid import Grid, grid_of
@@ -14,7 +15,7 @@ from amc.export.tflite.layers import CONVOLUTIONS, LINEARS
 from amc.export.walk import Plan
 from amc.quantization.modules import ActivationQuantizer
 
-FUSING = {*CONVOLUTIONS, Chain, ClusteredConv2d, *LINEARS, *ADD, *SUB, *MUL, *DIV}
+FUSING = {*CONVOLUTIONS, Chain, ClusteredConv2d, *LINEARS, AdditiveLinear, *ADD, *SUB, *MUL, *DIV}
 """Operations whose TFLite operators end with a clip."""
 
 
