@@ -1,7 +1,7 @@
 """What came after a search: the fine-tuned network and its exported files, as columns of its report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from amc.files import read_json
 
 TUNED_FOLDER, TUNED_FILE = "fine_tuned", "fine_tune.json"
 TUNED = "fine-tuned"
+TEST = "test "
+"""What the names of further scores begin with in the figures of a fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Stage:
         test_score: score on the test split; of a file in its runtime, None where it was not measured.
         costs: cost name to absolute value; of a file its size in bytes.
         runtime: what ran the file; "" of a network.
+        further: what else the task measures on the test split, by name; nothing of a file.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Stage:
     test_score: float | None
     costs: Mapping[str, float]
     runtime: str = ""
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 def stages(record: Record) -> tuple[Stage, ...]:
@@ -47,7 +51,9 @@ def stages(record: Record) -> tuple[Stage, ...]:
         if content["settings"]["policy"] != record.best.policy.digest():
             return ()
         scores = content["scores"][TUNED]
-        network = Stage(TUNED, float(scores["reward"]), float(scores["test"]), dict(content["costs"]))
+        further = {name[len(TEST) :]: float(scores[name]) for name in scores if name.startswith(TEST)}
+        tested, costs = float(scores["test"]), dict(content["costs"])
+        network = Stage(TUNED, float(scores["reward"]), tested, costs, further=further)
         return (network, *(_file(row) for row in content["files"]))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{path} holds no figures of a fine-tuning: {error!r}.") from error

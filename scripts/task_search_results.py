@@ -17,6 +17,7 @@ from amc.errors import UserError
 from envs.problem_config import ProblemConfig
 from scripts import pretrain
 from scripts.cli import run as run_script
+from scripts.results_runner import RowOptions
 from scripts.results_runs import searched
 from scripts.tasks_rows import TASKS_FILE, TaskRunner, no_summary
 
@@ -66,13 +67,11 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class TaskSearchResults:
-    """Options; rows that the output already has are not made again."""
+class TaskSearchResults(RowOptions):
+    """Options; rows that the output already has are made again only with --again."""
 
     only: str = "*"
     """Make the rows whose names match this shell pattern, as in 'code/*'."""
-    list: bool = False
-    """Only say which rows there are, which are done, and how long those took."""
     out: Path = TASKS_FILE
     """Figures file; every finished row is written at once."""
     runs: Path = Path("runs/task_searches")
@@ -114,7 +113,7 @@ def main(options: TaskSearchResults) -> None:
         prepare=lambda missing: prepare(options, missing),
         section=SECTION,
     )
-    runner.run(runner.chosen(plan(), options.only), options.list)
+    runner.run(runner.chosen(plan(), options.only), options)
 
 
 def plan() -> list[Spec]:
