@@ -45,7 +45,7 @@ def stand_in_pruning(options: prune_iteratively.PruneIteratively) -> None:
     names = ("original", "50 % tuned", "35 % tuned", "25 % tuned", "20 % tuned", "fine-tuned")
     scores = {name: {"test": 0.5, "reward": 0.6} for name in names}
     options.folder.mkdir()
-    write_json(options.folder / fine_tune.FIGURES_FILE, {"scores": scores})
+    write_json(options.folder / fine_tune.TUNED_FILE, {"scores": scores})
 
 
 def test_the_plan_has_both_rewards_and_the_density_of_the_paper() -> None:

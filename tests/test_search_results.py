@@ -230,7 +230,7 @@ def test_a_real_fine_tuning_after_real_searches(folder: Path, monkeypatch: pytes
     finals = [other for other in figures(folder)["table"] if other["evaluations"] == 6]
     assert line["reward_accuracy"] == sorted(other["reward_accuracy"] for other in finals)[1]
     tuned_folder = folder / "runs" / f"table-tiny-0.5-random-{line['seed']}" / "fine_tuned_1"
-    written = json.loads((tuned_folder / fine_tune.FIGURES_FILE).read_text())
+    written = json.loads((tuned_folder / fine_tune.TUNED_FILE).read_text())
     assert line["test_tuned"] == written["scores"]["fine-tuned"]["test"]
 
 
