@@ -10,11 +10,13 @@ from torch import fx
 from agents.outcome import ORIGINAL, Outcome
 from agents.run import OUTCOMES_FILE, Run
 from amc.errors import UserError
+from amc.export.model import on_grids
 from amc.files import write_json
 from amc.targets import Timing
 
-TIME_LIMIT_S = 4.0
-"""Seconds that all rounds together may take, which is enough for one reliable try of networks this small."""
+TIME_LIMIT_S = 20.0
+"""Seconds that all rounds together may take. Small networks on a quiet machine need one; so many are enough
+for a reliable try of networks that take 130 ms together."""
 
 
 def measure_outcomes(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], str]:
@@ -29,7 +31,8 @@ def measure_outcomes(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[Outcom
 
     Returns:
         The outcomes, with latencies where they were measured, and a sentence for a person; "" where there
-        is nothing to say.
+        is nothing to say. The search is over, so nothing that goes wrong here may lose what it found, and
+        Ctrl-C ends the measuring alone.
     """
     target = run.problem.target
     asked = any(each.case or "latency" in each.costs for each in outcomes)
@@ -39,12 +42,18 @@ def measure_outcomes(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[Outcom
         return list(outcomes), ""
     try:
         timings = dict(zip((each.name for each in timed), _timings(run, timed), strict=True))
-    except UserError as error:
+    except KeyboardInterrupt:
+        return list(outcomes), "No milliseconds were measured: interrupted."
+    except Exception as error:
         return list(outcomes), f"No milliseconds were measured: {' '.join(str(error).split())}"
     told = [_with_timing(each, timings.get(each.name)) for each in outcomes]
     write_json(run.folder / OUTCOMES_FILE, [each.to_json() for each in told])
     found = ", ".join(f"{name} {timing.best:.3f}" for name, timing in timings.items())
-    shaky = "" if all(each.reliable for each in timings.values()) else "; not reliable, the machine is busy"
+    shaky = (
+        ""
+        if all(each.reliable for each in timings.values())
+        else "; not reliable, for a busy machine or slow networks"
+    )
     return told, f"milliseconds on {target.name}, measured once and interleaved: {found}{shaky}"
 
 
@@ -52,20 +61,25 @@ def _timings(run: Run, outcomes: Sequence[Outcome]) -> list[Timing]:
     """One timing an outcome; the same network under two names is exported twice and measured as two.
 
     Raises:
-        UserError: the runtime is missing or refuses a file, or a network cannot be exported.
+        UserError: the runtime is missing or refuses a file, or a network cannot be exported by us.
     """
     target, example = run.problem.target, run.network.example
     with tempfile.TemporaryDirectory(prefix="amc-final-") as folder:
         files = []
         for place, each in enumerate(outcomes):
             files.append(Path(folder) / f"{place}{target.file_suffix}")
-            target.export(_network(run, each), example, files[-1])
+            exported = target.export(_network(run, each), example, files[-1])
+            if exported.exporter != "amc":
+                raise UserError(f"our exporter lacks {exported.unsupported}, and the other one is slow.")
         return target.measure(files, time_limit_s=TIME_LIMIT_S)
 
 
 def _network(run: Run, outcome: Outcome) -> fx.GraphModule:
+    if outcome.policy is None:
+        return run.network.module
     # As the search scores it: what is delivered differs in numbers only, and takes longer to make.
-    return run.network.module if outcome.policy is None else run.evaluator.searched(outcome.policy).cpu()
+    model = run.evaluator.searched(outcome.policy).cpu()
+    return on_grids(model, [batch.cpu() for batch in run.evaluator.calibration])
 
 
 def _with_timing(outcome: Outcome, timing: Timing | None) -> Outcome:

@@ -10,7 +10,7 @@ from agents.run_config import RunConfig, SourceConfig
 from amc.export.model import FLOAT_FILE, INT8_FILE
 from amc.plugins import is_import_path
 from amc.policy import CompressionPolicy
-from amc.quantization.registry import UNIFORM
+from amc.quantization.registry import activation_quantizer, weight_quantizer
 
 ONNX_TARGETS = ("openvino", "onnxruntime")
 """Targets that read ONNX; for others the file is scored in the second of them."""
@@ -103,10 +103,16 @@ def _program(file: Path) -> str:
 
 
 def _has_integers(config: RunConfig, policy: CompressionPolicy) -> bool:
-    """Whether an int8 file will be written: something is quantized, to the codes that files have."""
+    """Whether an int8 file will be written: something is quantized, to codes that are integers."""
     names = config.problem.quantizers
-    bits = [*policy.values("weight_bits").values(), *policy.values("activation_bits").values()]
-    return any(each != 32 for each in bits) and names.weights == names.activations == UNIFORM
+    kinds = {
+        "weight_bits": weight_quantizer(names.weights),
+        "activation_bits": activation_quantizer(names.activations),
+    }
+    return any(
+        kind.integer_codes and any(bits != 32 for bits in policy.values(knob).values())
+        for knob, kind in kinds.items()
+    )
 
 
 def _data_options(source: SourceConfig) -> list[str]:

@@ -21,8 +21,15 @@ def with_runs(record: Record, others: Sequence[Record]) -> Record:
     """The record, to be drawn against other searches.
 
     Raises:
-        UserError: one of them asks for something else, so that its curve would say nothing.
+        UserError: one of them asks for something else, or searched in rounds or at several levels, so that
+            its curve would say nothing.
     """
+    for each in (record, *others):
+        if each.rounds or each.log.cases:
+            raise UserError(
+                f"--against draws one curve into another, and {each.folder} has several, of its rounds or "
+                "levels; scripts/report.py RUN RUN2 compares such runs."
+            )
     for other in others:
         different = differences([record, other])
         if different:

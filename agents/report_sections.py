@@ -134,14 +134,22 @@ def _tiles(record: Record) -> str:
             "" if before.test_score is None else f"{points(tuned[0] - before.test_score)} from the original"
         )
         tiles.append(_tile(f"{record.score_name}, test split, fine-tuned", percent(tuned[0]), text))
+    unit = record.latency_unit
     for name in dict.fromkeys((*record.costs, "macs", "size", "latency")):
         if name in before.costs and name in after.costs:
             old, new = before.costs[name], after.costs[name]
-            unit = record.latency_unit
-            against = speed(new, old) if name == "latency" and unit == "ms" else change(new, old)
-            text = f"{cost_text(name, old, old, unit)} before, {against}"
+            text = f"{cost_text(name, old, old, unit)} before, {_against(record, name, new, old)}"
             tiles.append(_tile(COST_NAMES.get(name, name), cost_text(name, new, old, unit), text))
     return f"<div class='tiles'>{''.join(tiles)}</div>"
+
+
+def _against(record: Record, name: str, new: float, old: float) -> str:
+    """A cost beside the original's; of milliseconds nothing that noise explains."""
+    if name != "latency" or record.latency_unit != "ms":
+        return change(new, old)
+    sources = [each.latency_source for each in record.networks]
+    sources += [] if record.best is None else [record.best.latency_source]
+    return speed(new, old, "unreliable" not in sources)
 
 
 def _tile(name: str, figure: str, text: str) -> str:
@@ -158,7 +166,7 @@ def _networks(record: Record) -> str:
         rows.append([f"{escape(record.score_name)}, test split", *_scores([n.test_score for n in networks])])
     for name in dict.fromkeys(name for each in networks for name in each.further):
         rows.append([f"{escape(name)}, test split", *_scores([n.further.get(name) for n in networks])])
-    rows += [[COST_NAMES[name], *_cost_cells(name, networks, record.latency_unit)] for name in costs]
+    rows += [[COST_NAMES[name], *_cost_cells(record, name, networks)] for name in costs]
     return table_html(["", *(each.name for each in networks)], rows)
 
 
@@ -171,14 +179,17 @@ def _scores(scores: Sequence[float | None]) -> list[str]:
     return _cells(known)
 
 
-def _cost_cells(name: str, networks: Sequence[Figures | Stage], latency_unit: str) -> list[str]:
+def _cost_cells(record: Record, name: str, networks: Sequence[Figures | Stage]) -> list[str]:
     costs = [each.costs.get(name) for each in networks]
     largest = max(each for each in costs if each is not None)
     first = costs[0]
     known = [
         ("", "")
         if cost is None
-        else (cost_text(name, cost, largest, latency_unit), change(cost, first) if first else "")
+        else (
+            cost_text(name, cost, largest, record.latency_unit),
+            _against(record, name, cost, first) if first else "",
+        )
         for cost in costs
     ]
     return _cells(known)

@@ -5,7 +5,7 @@ import math
 from agents.outcome import ORIGINAL
 from agents.report_data import Record
 from amc.costs.symbolic import ALIASES
-from amc.targets.protocol import NOISE_FLOOR
+from amc.targets.protocol import NOISE_FLOOR, UNRELIABLE_NOISE
 from envs.budget_range import is_range
 
 MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
@@ -220,14 +220,14 @@ def _measured_once(record: Record) -> list[str]:
     return [
         f"Measured once on {record.config.problem.target}, beside each other: "
         f"{cost_text('latency', after, before, record.latency_unit)} instead of "
-        f"{cost_text('latency', before, before, record.latency_unit)}, {speed(after, before)}."
-        + (" The machine was too busy for this to be reliable." if shaky else "")
+        f"{cost_text('latency', before, before, record.latency_unit)}, {speed(after, before, not shaky)}."
+        + (" The machine was too busy, or the networks too slow, for this to be reliable." if shaky else "")
     ]
 
 
-def speed(after: float, before: float) -> str:
+def speed(after: float, before: float, reliable: bool = True) -> str:
     """Two measured latencies compared: `2.10 times as fast`, or that noise explains the difference."""
-    if abs(math.log(after / before)) <= math.log1p(NOISE_FLOOR):
+    if abs(math.log(after / before)) <= math.log1p(NOISE_FLOOR if reliable else UNRELIABLE_NOISE):
         return "no difference that exceeds the noise"
     return f"{before / after:.2f} times as fast"
 

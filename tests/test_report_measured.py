@@ -77,13 +77,39 @@ def test_a_runtime_that_is_missing_is_one_sentence(tmp_path: Path, monkeypatch: 
     assert measure_outcomes(run, before) == (before, "")
 
 
+@pytest.mark.parametrize("quantizer", ["kmeans", "lq"])
+def test_codes_that_no_runtime_knows_are_measured_as_floats(tmp_path: Path, quantizer: str):
+    settings = config(2)
+    problem = replace(settings.problem, target=FAKE, budget=("size=0.3",), weight_quantizer=quantizer)
+    run = start(tmp_path / "run", replace(settings, problem=problem))
+    found, note = measure_outcomes(run, finish(run).outcomes)
+    assert note.startswith("milliseconds on fake") and all(each.latency for each in found)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError("No space left on device")])
+def test_nothing_that_fails_here_loses_what_the_search_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+):
+    settings = config(2)
+    run = start(tmp_path / "run", replace(settings, problem=replace(settings.problem, target=FAKE)))
+    before = finish(run).outcomes
+
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(FakeTarget, "measure", fail)
+    found, note = measure_outcomes(run, before)
+    assert found == before and note == f"No milliseconds were measured: {str(failure) or 'interrupted.'}"
+
+
 def test_milliseconds_are_told_and_noise_is_no_gain(tmp_path: Path):
     folder = timed(make_run(tmp_path / "run"))
     assert "beside each other: 0.500 ms instead of 1.000 ms, 2.00 times as fast." in sentences(folder)
     _, page = report(folder)
     assert "1.000 ms before, 2.00 times as fast" in page.text and "Last panel: milliseconds" in page.text
     assert "no difference that exceeds the noise" in sentences(timed(folder, best=0.985))
-    assert "too busy for this to be reliable" in sentences(timed(folder, source="unreliable"))
+    assert "too slow, for this to be reliable" in sentences(timed(folder, source="unreliable"))
+    assert "no difference that exceeds the noise" in sentences(timed(folder, best=0.92, source="unreliable"))
     panels = scatter_figure(load_record(folder)).axes
     assert len(panels) == 3 and panels[-1].get_xlabel() == "latency, measured (ms)"
     assert len(scatter_figure(load_record(make_run(tmp_path / "other"))).axes) == 2
