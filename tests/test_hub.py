@@ -69,6 +69,16 @@ def test_a_missing_library_is_one_sentence(monkeypatch):
         import_library("timm")
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "resnet18"])
+def test_images_are_normalised_anew_where_published_weights_were_trained_so(monkeypatch, name):
+    asked = {}
+    models = types.SimpleNamespace(get_model=lambda _, **options: asked.update(options) or nn.Identity())
+    models.list_models = lambda module: [name]
+    monkeypatch.setattr(hub, "import_library", lambda _: types.SimpleNamespace(models=models))
+    build_model(f"torchvision:{name}", classes=7)
+    assert asked.get("transform_input", False) == (name != "resnet18")
+
+
 class Small(nn.Module):
     """What the library in the place of timm builds: a body, and a head for some classes."""
 

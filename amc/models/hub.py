@@ -103,10 +103,12 @@ def _torchvision(library: ModuleType) -> tuple[list[str], Callable[..., nn.Modul
         if in_channels != 3:
             raise UserError(f"torchvision:{architecture} reads 3 channels and the images have {in_channels}.")
         # Heads that only training uses would be channels that no output depends on.
-        heads = {"aux_logits": False} if architecture in ("googlenet", "inception_v3") else {}
+        # The published weights of the same two read images of another normalisation, which they compute.
+        two = architecture in ("googlenet", "inception_v3")
+        options = {"aux_logits": False, "transform_input": True} if two else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a slow initialisation
-            return library.models.get_model(architecture, weights=None, num_classes=classes, **heads)
+            return library.models.get_model(architecture, weights=None, num_classes=classes, **options)
 
     return library.models.list_models(module=library.models), build
 
