@@ -49,7 +49,7 @@ def load_source(source: SourceConfig) -> tuple[nn.Module, Task]:
         load_state(model, weights, source.weights)
     note = load_library_weights(source.model, model) if source.weights is None else ""
     if note:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {note} Train it (scripts/pretrain.py) and pass --weights FILE.", file=sys.stderr)
     task = load_task(source.task, data)
     if nested and source.weights is not None:
         original = trace(task.traced(model), task.example_input())

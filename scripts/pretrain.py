@@ -1,4 +1,4 @@
-"""Train a network from scratch and save its weights."""
+"""Train a network and save its weights."""
 
 import os
 import sys
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from amc.data import load_data
 from amc.errors import UserError
 from amc.models import build_model, load_weights, save_weights
+from amc.models.hub_weights import load_library_weights
 from amc.models.weights import Store
 from amc.precision import Precision, computes_in_bfloat16, loss_in_bfloat16
 from amc.quantization.training_memory import SavedActivations, TrainingMemory, training_memory
@@ -37,7 +38,7 @@ class Pretrain:
 
     model: str = "digitsnet"
     """Network to train: a name (a wrong one is answered with the list), timm:NAME or torchvision:NAME (extra
-    hub), or package.module:factory."""
+    hub; from the weights that the library publishes), or package.module:factory."""
     data: str = "digits"
     """Images: digits, cifar10, hf:NAME (the datasets library, extra hub), voc-crops (objects of data in VOC's
     layout), a folder with train/<class>/ and val/<class>/, or package.module:factory; with
@@ -114,7 +115,7 @@ class Pretrain:
 
 
 def main(options: Pretrain) -> None:
-    """Train a network from scratch and save its weights as safetensors."""
+    """Train a network and save its weights as safetensors."""
     recipe, _ = options.recipe, options.memory  # what makes no sense is refused first
     check_output(options)
     device = prepare(options)
@@ -185,9 +186,12 @@ def prepare(options: Pretrain) -> torch.device:
 
 
 def build(options: Pretrain, task: Task) -> nn.Module:
-    """The network for these images."""
+    """The network for these images, with what a library publishes for it unless a checkpoint follows."""
     channels, height, _ = task.data.shape
     model = build_model(options.model, task.data.classes, channels, options.width, height <= SMALL_SIDE)
+    note = "" if options.resume else load_library_weights(options.model, model)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     if isinstance(task, ModelCheck):
         task.check(model, options.model)
     return model

@@ -21,6 +21,7 @@ from amc.models import build_model, hub
 from amc.models.hub import import_library
 from amc.models.hub_weights import load_library_weights
 from amc.network import trace
+from scripts import pretrain
 from scripts.architectures import Spec, measured
 from scripts.architectures_page import write_architectures
 
@@ -131,6 +132,15 @@ def test_random_weights_are_said_by_whoever_loads_the_network(library, capsys):
     second, _ = load_source(source)  # a run that is opened again finds the same network
     assert torch.equal(first.body.weight, second.body.weight)
     assert socket.getdefaulttimeout() is None
+
+
+def test_a_training_starts_from_published_weights(library, capsys):
+    task = types.SimpleNamespace(data=types.SimpleNamespace(shape=(3, 8, 8), classes=10))
+    model = pretrain.build(pretrain.Pretrain("timm:small"), task)
+    assert bool((model.body.weight == 1).all()) and not bool((model.head.weight == 1).all())
+    assert "note: timm:small has the trained weights of timm" in capsys.readouterr().err
+    continued = pretrain.build(pretrain.Pretrain("timm:small", resume=True), task)  # a checkpoint follows
+    assert not bool((continued.body.weight == 1).all())
 
 
 def test_box_operators_are_defined_where_the_compiled_ones_are_missing(monkeypatch):

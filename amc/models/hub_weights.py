@@ -34,7 +34,7 @@ def load_library_weights(name: str, model: nn.Module) -> str:
             found = _DOWNLOADS[library](import_library(library), architecture)
     except Exception as error:  # no network, no such weights, a full disk: each library has errors of its own
         why = f"none of {library} could be loaded ({one_line(error)})"
-        return f"{name} has random weights, as {why}: pass trained ones with --weights FILE."
+        return f"{name} has random weights, as {why}."
     own = model.state_dict()
     fitting = {key: value for key, value in found.items() if key in own and value.shape == own[key].shape}
     model.load_state_dict(fitting, strict=False)
@@ -44,7 +44,7 @@ def load_library_weights(name: str, model: nn.Module) -> str:
     listed = f"{', '.join(random[:4])}{f' and {len(random) - 4} more' if len(random) > 4 else ''}"
     return (
         f"{name} has the trained weights of {library}, which do not fit these images in {listed}: those stay "
-        "random, so train it and pass --weights FILE."
+        "random."
     )
 
 
