@@ -1,5 +1,6 @@
 """Additive codes in the place of large linear layers: size, gradients, package, export and search."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -14,12 +15,15 @@ from amc.data.digits import digits
 from amc.decomposition.additive_linear import AdditiveCodes, AdditiveLinear, stored_bytes
 from amc.decomposition.operator import legal_amounts
 from amc.decomposition.registry import get_operator
+from amc.decomposition.replacement import OperatorReplacement
+from amc.decomposition.responses import Responses
 from amc.export.model import write_file
 from amc.inference import inference_form
 from amc.network import Network, trace
 from amc.package import Architecture, Package, file_bytes, kept_by, load_package, save_package
 from amc.package_form import packed_form
 from amc.policy import CompressionPolicy
+from amc.pruning.reconstruction import InputMoments
 from amc.recovery.calibrate import calibrate
 from amc.targets import get_target
 from amc.tasks import ClassificationTask
@@ -114,6 +118,16 @@ def test_the_forms_that_run_compute_the_same(network: Network, tmp_path):
     with get_target("onnxruntime") as target:
         found = torch.from_numpy(target.run(tmp_path / "m.onnx", x.numpy()))
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_responses_that_no_fit_looks_at_are_not_computed(network: Network, monkeypatch: pytest.MonkeyPatch):
+    policy, _ = coded(network)
+    columns = network.module.get_submodule("hidden").get_parameter("weight").shape[1]
+    moments = {"hidden": InputMoments(torch.eye(columns).double(), torch.zeros(columns).double())}
+    monkeypatch.setattr(Responses, "of", lambda *_: pytest.fail("responses were computed"))
+    model = deepcopy(network.module)
+    OperatorReplacement(lambda *_: {}, moments).apply(model, network, policy)
+    assert isinstance(model.get_submodule("hidden"), AdditiveLinear)
 
 
 def test_a_search_under_size_codes_the_large_layer():

@@ -125,6 +125,7 @@ class AdditiveCodes(Operator):
     name = "additive-codes"
     lowers = frozenset({"size"})
     quantizes = False
+    uses_responses = False
     choices = (1, 2, 3, 4)
 
     def obstacle(self, module: nn.Module) -> str | None:

@@ -168,6 +168,7 @@ class ClusteredKernels(Operator):
     name = "clustered-kernels"
     lowers = frozenset({"size"})
     quantizes = False
+    uses_responses = False
     poses = 8
     choices = (4, 8, 16, 32, 64, 128, 256, 512)
 

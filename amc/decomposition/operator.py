@@ -89,11 +89,13 @@ class Operator(ABC):
         lowers: costs that it can lower; under any other budget it has nothing to offer. Without parts it
             lowers no latency.
         quantizes: whether the weights of its module can be quantized; its costs then have parts.
+        uses_responses: whether `fit` looks at responses; they are not computed otherwise.
     """
 
     name: ClassVar[str]
     lowers: ClassVar[frozenset[str]] = frozenset({"macs", "params", "size", "bops", "latency"})
     quantizes: ClassVar[bool] = True
+    uses_responses: ClassVar[bool] = True
 
     def obstacle(self, module: nn.Module) -> str | None:
         """Why it cannot replace this module, or None."""
@@ -128,7 +130,7 @@ class Operator(ABC):
         Args:
             conv: the layer, its lost channels removed.
             amount: how far to go.
-            responses: of the original network.
+            responses: of the original network; None where the operator uses none.
             start: what `prepare` gave.
         """
 

@@ -74,12 +74,12 @@ class OperatorReplacement:
         key = (name, operator, amount, _bytes(inputs), _bytes(outputs), _digest(conv.weight))
 
         def fit() -> nn.Module:
-            responses = None
-            if name in self.moments:
+            fitting, responses = get_operator(operator), None
+            if fitting.uses_responses and name in self.moments:
                 original = network.module.get_submodule(name).get_parameter("weight")
                 responses = Responses.of(original, self.moments[name], inputs, outputs)
             start = self._start(network, name, operator, amount)
-            return get_operator(operator).fit(cast(nn.Conv2d, conv), amount, responses, start)
+            return fitting.fit(cast(nn.Conv2d, conv), amount, responses, start)
 
         return self._fits.of(key, fit)
 
