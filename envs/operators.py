@@ -36,13 +36,14 @@ def make_operator_knobs(config: ProblemConfig, network: Network) -> tuple[Operat
     if not offering:
         return (), notes
     notes += (
-        f"{offering} of {len(network.layers)} layers may be replaced ({', '.join(useful)}); the others have "
-        "no kernel that could be simplified.",
+        f"{offering} of {len(network.layers)} layers may be replaced ({', '.join(useful)}); the others stay "
+        "as they are.",
     )
-    if config.reconstruction != "symmetric":
+    fitted = [name for name in useful if get_operator(name).uses_responses]
+    if fitted and config.reconstruction != "symmetric":
         notes += (
-            f"--reconstruct {config.reconstruction} leaves what replaces a layer as its weights give it: "
-            "only symmetric fits it to the layer's responses.",
+            f"--reconstruct {config.reconstruction} leaves what replaces a layer by {' or '.join(fitted)} as "
+            "its weights give it: only symmetric fits it to the layer's responses.",
         )
     return (choice, AmountKnob(choice)), notes
 

@@ -283,6 +283,9 @@ def test_a_fit_to_weights_alone_is_said(network: Network, reconstruct: str):
     config = ProblemConfig(operators=("filter-groups",), reconstruct=reconstruct)
     said = [note for note in make_operator_knobs(config, network)[1] if "as its weights give it" in note]
     assert len(said) == (reconstruct in ("none", "asymmetric"))
+    only = ProblemConfig(budget=("size=0.2",), operators=("clustered-kernels",), reconstruct=reconstruct)
+    knobs, notes = make_operator_knobs(only, network)
+    assert knobs and len(notes) == 1  # kernels are clustered by their weights in any case
 
 
 def test_without_operators_nothing_changes(network: Network):
