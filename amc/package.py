@@ -4,11 +4,11 @@ The numbers are those of the folded network (`amc.package_form`); their names an
 original architecture, the policy and the kept channels. So each kind of number is one flat tensor, all bytes
 together are the cost `size`, and the header stays small. docs/package.md has the layout in full:
 
-| tensor | holds: quantized layers first, then clustered ones, then all else; in the module tree's order |
+| tensor | holds: quantized layers first, then clustered and additive ones, then all else; in tree order |
 |---|---|
-| `codes` | uint8: codes, then indices of clustered kernels, packed, lowest bit first; a layer begins a byte |
+| `codes` | uint8: codes, then kernels' indices and additive codes, lowest bit first; a layer begins a byte |
 | `float32` | scales, bases, codebooks and steps; centroids; biases, plain weights, what is left of norms |
-| `float16` | the large values of value-aware weights; scales of clustered kernels |
+| `float16` | large values of value-aware weights; scales of clustered kernels; additive codebooks, scales |
 
 The header's metadata are texts (`amc.package_header`):
 
