@@ -198,6 +198,13 @@ def test_stored_bytes_are_those_of_the_formula():
     assert v_quant.plain_bytes == rv_quant.plain_bytes == 4 * (image + 2 * maps + pooled)
 
 
+def test_the_name_says_the_very_share():
+    kind = weight_quantizer("value-aware:0.0123456789")
+    assert kind.name == "value-aware:0.0123457" and weight_quantizer(kind.name) is kind
+    with pytest.raises(UserError, match="must lie in"):
+        weight_quantizer("value-aware:0.99999999")
+
+
 @pytest.mark.parametrize(("bits", "share", "wanted"), [(3, 0.02, 3.96), (2, 0.0, 2.0), (4, 0.01, 4.48)])
 def test_bits_per_stored_element(bits, share, wanted):
     """b + r (16 + 32): what the sheet leaves out are the positions."""

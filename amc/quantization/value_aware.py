@@ -92,13 +92,13 @@ def with_share(kind: Any, share: float) -> Any:
 
 
 def share_of(option: str) -> float:
-    """The share that `value-aware:option` means.
+    """The share that `value-aware:option` means, with as many digits as the quantizer's name shows.
 
     Raises:
         UserError: it is none.
     """
     try:
-        share = float(option)
+        share = float(f"{float(option):g}")
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
