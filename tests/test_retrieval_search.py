@@ -109,4 +109,5 @@ def test_an_export_holds_the_index_of_the_training_images(tmp_path, monkeypatch,
     show(without)
     said = capsys.readouterr().out
     assert not without.own and "note: No index.faiss was written." in said and "pip install" in said
+    assert task.save_files(model, path.parent)[0] == [] and not path.exists()  # no earlier index stays
     assert json.loads((tmp_path / "without" / "export.json").read_text())["files"]

@@ -110,6 +110,7 @@ class RetrievalTask:
 
         An entry's number is the image's place in the training split. Without faiss a sentence says so.
         """
+        (folder / INDEX_FILE).unlink(missing_ok=True)  # one of an earlier network would answer for this one
         try:
             faiss = require_faiss()
         except UserError as error:
