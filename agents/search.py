@@ -90,7 +90,7 @@ def search(
     if cases is None:
         assert reward is not None
         cases = one_case(Standard(reward, latency, limits or {}))
-    _check_rewards(cases, log)
+    _check_rows(cases, log)
     _write_best(log)
     loop = _Loop(searcher, evaluate, log, callbacks, checkpoint_every, cases)
     try:
@@ -263,7 +263,7 @@ class _Loop:
         return {"evaluations": told, "last_policy": last, "searcher": type(self.searcher).__name__}
 
 
-def _check_rewards(cases: Cases, log: EvaluationLog) -> None:
+def _check_rows(cases: Cases, log: EvaluationLog) -> None:
     met = set()
     for row in log.rows:
         case, standard = cases.at(row.index)
@@ -271,6 +271,12 @@ def _check_rewards(cases: Cases, log: EvaluationLog) -> None:
             raise UserError(
                 f"{log.path} belongs to another configuration: its evaluation {row.index} was made for "
                 f"{row.case or 'no level'}, and would now be for {case or 'no level'}."
+            )
+        if row.feasible and row.score < standard.least_score:
+            raise UserError(
+                f"{log.path} was judged by another rule: its evaluation {row.index} counts as feasible, and "
+                f"its score {row.score} is below the least that is allowed, {standard.least_score}; start "
+                "the search anew."
             )
         reward = standard.reward
         if case not in met:

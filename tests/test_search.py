@@ -15,6 +15,7 @@ from agents.config import AgentConfig, SearchConfig
 from agents.log import EvaluationLog
 from agents.search import SearchResult, search
 from agents.searcher import make_searcher
+from agents.standards import Standard, one_case
 from amc.errors import UserError
 from amc.evaluate import Evaluation
 from amc.policy import CompressionPolicy, LayerDecision
@@ -269,6 +270,14 @@ def test_log_of_another_reward_is_refused(tmp_path: Path):
 
     with pytest.raises(UserError, match="belongs to another configuration: the reward"):
         search(make_searcher(ToyWalk(), SMALL, 30), ToyEvaluate(), Doubled(), log, budget_evaluations=30)
+
+
+def test_a_log_in_which_too_large_a_loss_is_feasible_is_refused(tmp_path: Path):
+    rows = run(tmp_path, budget=4).log.rows
+    worst = min(row.score for row in rows)
+    run(tmp_path, budget=4, cases=one_case(Standard(ToyReward(), least_score=worst)))
+    with pytest.raises(UserError, match="counts as feasible"):
+        run(tmp_path, budget=4, cases=one_case(Standard(ToyReward(), least_score=worst + 1e-6)))
 
 
 def test_checkpoint_of_another_searcher_is_refused(tmp_path: Path):
