@@ -58,8 +58,8 @@ def prune_then_int8(options: LatencyResults, spec: Spec) -> Figures:
     widths, found = None, {"int8_ratio": gain, "pruning_budget": min(1.0, round(fraction, 4))}
     if fraction < 1.0:
         config = search_config(options, spec, round(fraction, 4), FLOATS)
-        with searched(run_folder(options, spec, "prune-for-int8"), config) as run:
-            # An interrupted search goes on under the budget that it was started with.
+        # The gain is measured, and an interrupted search goes on under the budget that it was started with.
+        with searched(run_folder(options, spec, "prune-for-int8"), config, free=("budget",)) as run:
             found["pruning_budget"] = run.problem.budgets[0].fraction
             widths = run.best_policy
             found |= search_figures(run)
@@ -96,7 +96,7 @@ def joint_search(options: LatencyResults, spec: Spec) -> Iterator[Run]:
     begun = (folder / CONFIG_FILE).exists()  # and keeps the depth that it began with
     depth = affordable_depth(options, spec) if kind == "blocks" and not begun else 1.0
     config = search_config(options, spec, float(spec.budget), () if pays else FLOATS, depth)
-    with searched(folder, config) as run:
+    with searched(folder, config, free=("reference_depth",)) as run:
         yield run
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from agents.run import Run, load_run
 from amc.errors import UserError
+from amc.files import read_json, write_json
 from amc.policy import CompressionPolicy
 from amc.pruning.fine_grained import FULL_DENSITY, prune_weights
 from amc.recovery.fine_tune import settle_statistics
@@ -27,6 +28,8 @@ from scripts.fine_tune import FineTune, check_output, finish, score, teachers_sh
 from scripts.mimic_tuning import check_imitation, lesson
 
 BISECTIONS = 40
+SCORES_FILE = "scores_of_stages.json"
+"""What the stages before an interruption have scored, beside their checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def check_stages(stages: list[Stage], options: PruneIteratively) -> None:
     begun = [stage for stage in stages if stage.checkpoint.exists()]
     check_output(begun[-1] if begun else stages[0])
     if options.force and not options.resume:
+        (options.folder / SCORES_FILE).unlink(missing_ok=True)
         for stage in begun:
             stage.checkpoint.unlink()
 
@@ -147,7 +151,7 @@ def prune(run: Run, policy: CompressionPolicy, stages: list[Stage], options: Pru
     policies = [*(at_density(run, policy, stage.density) for stage in stages[:-1]), policy]
     model = run.evaluator.compressed(policies[0])
     taught = lesson(options.mimic, model, teacher, run.task, options.seed)
-    scores = {"original": score(run, teacher)}
+    scores = {"original": score(run, teacher), **read_scores(options.folder)}
     begun = max((i for i, stage in enumerate(stages) if stage.checkpoint.exists()), default=0)
     for stage, wanted in list(zip(stages, policies, strict=True))[begun:]:
         start, momentum = 0, dict[str, Tensor]()
@@ -158,7 +162,15 @@ def prune(run: Run, policy: CompressionPolicy, stages: list[Stage], options: Pru
         print(f"{overall_density(run, wanted):.1f} % of the weights:", file=sys.stderr)
         train(run, taught, teacher, stage, stage.recipe, stage.distillation, settings, start, momentum)
         scores[f"{stage.density} % tuned"] = score(run, model)
+        write_json(options.folder / SCORES_FILE, scores)
     finish_stages(run, policy, model, stages, scores)
+
+
+def read_scores(folder: Path) -> dict[str, dict[str, float]]:
+    """What an interrupted call has scored; empty where nothing was interrupted."""
+    path = folder / SCORES_FILE
+    stored: Any = read_json(path) if path.exists() else {}
+    return dict(stored)
 
 
 def finish_stages(
@@ -175,6 +187,7 @@ def finish_stages(
     print("note: no CPU target here runs the network any faster for its zeros.")
     for stage in stages:
         stage.checkpoint.unlink(missing_ok=True)
+    (stages[-1].folder / SCORES_FILE).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

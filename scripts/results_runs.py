@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from agents.log import EvaluationLog, Row
 from agents.report_stages import TUNED_FILE
 from agents.run import Run, load_run, start_run
-from agents.run_config import CONFIG_FILE, RunConfig
+from agents.run_config import CONFIG_FILE, RunConfig, read_config
 from amc.errors import UserError
 from amc.files import read_json, write_json
 from scripts import fine_tune
@@ -19,8 +19,12 @@ from scripts.main_job import finished
 from scripts.progress import MeasuringProgress, SearchProgress
 
 SECONDS_FILE = "seconds.json"
+TUNING_SECONDS_FILE = "tuning_seconds.json"
 LEAST_VIEWS, EPOCHS_OF_A_VIEW = 3, 3
 """Augmented versions of the training images in a fine-tuning: more of them the longer it takes."""
+FREE_TO_CHANGE = ("schedule_evaluations", "start_from")
+"""Settings in which a continued search differs from what its row asks for: more evaluations than it was
+started with, and a path that may be written in more than one way."""
 
 Figures = dict[str, Any]
 
@@ -60,14 +64,41 @@ def read_seconds(folder: Path) -> dict[int, float]:
 
 
 @contextmanager
-def searched(folder: Path, config: RunConfig) -> Iterator[Run]:
+def counted(folder: Path) -> Iterator[Callable[[], float]]:
+    """Seconds of what is done inside, those of interrupted calls included; a killed call's are lost.
+
+    Args:
+        folder: the run directory that is fine-tuned; the seconds are kept in it.
+    """
+    path, since = folder / TUNING_SECONDS_FILE, time.perf_counter()
+    stored = read_json(path) if path.exists() else {"seconds": 0.0}
+    assert isinstance(stored, dict)
+    before = float(stored["seconds"])
+
+    def spent() -> float:
+        return before + time.perf_counter() - since
+
+    try:
+        yield spent
+    finally:
+        write_json(path, {"seconds": round(spent(), 3)})
+
+
+@contextmanager
+def searched(folder: Path, config: RunConfig, free: Collection[str] = ()) -> Iterator[Run]:
     """A finished run: opened, continued or made; closed at the end.
+
+    Args:
+        folder: the run directory.
+        config: what the row asks for.
+        free: settings that a run which is there may have otherwise.
 
     Raises:
         Unreachable: no legal network keeps the budget.
+        UserError: the folder holds a search of another problem or by another agent.
         KeyboardInterrupt: the search was interrupted.
     """
-    run = opened(folder, config)
+    run = opened(folder, config, free)
     try:
         if not finished(folder, config.search.evaluations):
             complete(run)
@@ -76,9 +107,10 @@ def searched(folder: Path, config: RunConfig) -> Iterator[Run]:
         run.problem.close()
 
 
-def opened(folder: Path, config: RunConfig) -> Run:
+def opened(folder: Path, config: RunConfig, free: Collection[str] = ()) -> Run:
     """The run of a folder, new or as it was left."""
     if (folder / CONFIG_FILE).exists():
+        check_same(folder, config, free)
         return load_run(folder, evaluations=config.search.evaluations)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with MeasuringProgress("measuring random policies") as measuring:
@@ -89,6 +121,27 @@ def opened(folder: Path, config: RunConfig) -> Run:
             if "cannot be reached" in str(error):
                 raise Unreachable(str(error)) from error
             raise
+
+
+def check_same(folder: Path, config: RunConfig, free: Collection[str]) -> None:
+    """Refuse a run directory whose search is not the row's; where it ran, and its evaluations, may differ.
+
+    Raises:
+        UserError: a setting of the problem or of the agent differs.
+    """
+    stored, free = read_config(folder), {*FREE_TO_CHANGE, *free}
+    pairs = ((stored.problem, config.problem), (stored.agent, config.agent))
+    changed = [
+        f"{name} was {getattr(before, name)}, not {value}"
+        for before, wanted in pairs
+        for name, value in vars(wanted).items()
+        if name not in free and getattr(before, name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds a search with other settings ({'; '.join(changed)}): give another folder as "
+            "--runs, or delete it."
+        )
 
 
 def complete(run: Run) -> None:

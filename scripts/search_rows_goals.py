@@ -4,7 +4,6 @@ Both are shrunk to 20 minutes on four cores: fewer evaluations than the table's 
 fine-tuning where a published network has dozens.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from agents.run_folder import run_lock
 from amc.files import read_json
 from envs.problem_config import ProblemConfig
 from scripts import prune_iteratively
-from scripts.results_runs import Figures, read_seconds, searched, tuned_figures
+from scripts.results_runs import Figures, counted, read_seconds, searched, tuned_figures
 from scripts.search_rows import NETWORKS, SearchResults, Spec, run_folder, source
 from scripts.search_rows_table import original_scores, read_outcomes
 
@@ -37,15 +36,14 @@ def smallest_row(options: SearchResults, spec: Spec) -> Figures:
     config = _config(options, spec, problem, SMALLEST_EVALUATIONS)
     with searched(run_folder(options, spec), config) as run:
         found = _found(options, spec, run)
-    started = time.perf_counter()
-    with run_lock(run.folder):
+    with counted(run.folder) as spent, run_lock(run.folder):
         scores = tuned_figures(run.folder, SMALLEST_EPOCHS)["scores"]
     return {
         **found,
         "max_drop": MAX_DROP,
         "epochs": SMALLEST_EPOCHS,
         "test_tuned": scores["fine-tuned"]["test"],
-        "seconds": round(found["seconds"] + time.perf_counter() - started, 1),
+        "seconds": round(found["seconds"] + spent(), 1),
     }
 
 
@@ -54,14 +52,14 @@ def sparse_row(options: SearchResults, spec: Spec) -> Figures:
     problem = ProblemConfig(budget=(f"nonzeros={spec.budget}",))
     with searched(run_folder(options, spec), _config(options, spec, problem, SPARSE_EVALUATIONS)) as run:
         found = _found(options, spec, run)
-    started = time.perf_counter()
-    scores = pruned_figures(run.folder)["scores"]
+    with counted(run.folder) as spent:
+        scores = pruned_figures(run.folder)["scores"]
     return {
         **found,
         "epochs": STAGE_EPOCHS,
         "stages": {name: score for name, score in scores.items() if name != "original"},
         "test_tuned": scores["fine-tuned"]["test"],
-        "seconds": round(found["seconds"] + time.perf_counter() - started, 1),
+        "seconds": round(found["seconds"] + spent(), 1),
     }
 
 

@@ -11,6 +11,7 @@ from scripts import fine_tune, prune_iteratively, search_results, search_rows_go
 from scripts.cli import exit_code
 from scripts.results_page import read_figures
 from scripts.results_runner import Row
+from scripts.results_runs import TUNING_SECONDS_FILE
 from scripts.search_page_goals import smallest, sparse
 from scripts.search_rows import NETWORKS, Reference, Spec, plan
 
@@ -83,6 +84,11 @@ def test_few_weights_become_a_row_and_a_section(folder: Path, monkeypatch: pytes
     lossless = "\n".join(sparse([{**row, "original_test": 0.5}]))
     assert "no loss at 20 %; here +0.00 points: met." in lossless
     assert sparse([])[1] == "*Not measured yet.*"
+    # What an interrupted call took counts, too.
+    write_json(folder / "runs" / "fine-grained-tiny-0.2-random-0" / TUNING_SECONDS_FILE, {"seconds": 1000.0})
+    (folder / "search.json").unlink()
+    (row,) = made(folder, "fine-grained/*")
+    assert row["seconds"] > 1000
 
 
 @pytest.mark.slow
