@@ -75,7 +75,7 @@ def level_verdicts(rows: Sequence[Row]) -> Table:
             (f"within {100 * ALLOWED:g} point of five agents of N", "full", -ALLOWED),
         ):
             pairs = _pairs(rows, how, _mean_of(policy), _mean_of("ddpg"))
-            found = difference(pairs, rows[0].get("test_images"))
+            found = difference(pairs, _images(rows, "test"))
             if found:
                 table.lines.append([label, asked, found.points, len(pairs), found.verdict(bound)])
         table.lines.extend(_above_uniform(rows, policy, label))
@@ -101,7 +101,7 @@ def transfer_verdicts(rows: Sequence[Row]) -> Table:
                         (known["adapted", "10", seed][split], known["scratch", "100", seed][split])
                         for seed in seeds
                     ],
-                    here[0].get(f"{split}_images"),
+                    _images(here, split),
                 )
                 for split in splits
                 if here
@@ -123,7 +123,7 @@ def _above_uniform(rows: Sequence[Row], policy: str, label: str) -> list[list[Ce
         pairs = [
             (row["levels"][level][policy]["test"], row["levels"][level]["uniform"]["test"]) for row in mine
         ]
-        gap = difference(pairs, mine[0].get("test_images"))
+        gap = difference(pairs, _images(mine, "test"))
         assert gap is not None
         words[gap.verdict()].append(level.removeprefix("macs="))
     if not mine:
@@ -136,6 +136,12 @@ def _above_uniform(rows: Sequence[Row], policy: str, label: str) -> list[list[Ce
 
 def _mean_of(policy: str) -> Callable[[Row], float]:
     return lambda row: mean_score(row, policy, "test")
+
+
+def _images(rows: Sequence[Row], split: str) -> int | None:
+    """How many images a split has: an actor that was never adapted has scored nothing there by itself."""
+    counts = (row.get(f"{split}_images") for row in rows)
+    return next((count for count in counts if count), None)
 
 
 def _pairs(

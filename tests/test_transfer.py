@@ -20,7 +20,7 @@ from envs.problem import Problem, ProblemConfig, build_problem
 from scripts import train_transfer, transfer_page, transfer_results, transfer_rows
 from scripts.cli import exit_code
 from scripts.transfer_rows import GROUPS, Group, Spec, TransferResults, command, plan
-from scripts.transfer_verdicts import difference
+from scripts.transfer_verdicts import difference, transfer_verdicts
 from tests.test_run import ROOT, InterruptAt, rows, start, tiny_model, tiny_task
 
 SETTINGS = general(ProblemConfig(budget=("macs=0.4",), reward_images=60, calibration_images=40))
@@ -254,6 +254,22 @@ def test_a_single_seed_is_judged_by_the_standard_error_of_an_accuracy():
     found = difference([(0.92, 0.9)], 100)
     assert found is not None and found.error == pytest.approx(0.03) and found.verdict() == "tie"
     assert difference([], 100) is None
+
+
+def test_the_images_are_those_of_the_rows_that_tell():
+    """An actor that was never adapted comes first without them; equal gaps alone would err by nothing."""
+    held = GROUPS["digits"].held_out[0]
+    scores = {("adapted", "0"): 0.6, ("adapted", "10"): 0.8, ("scratch", "100"): 0.7}
+    made = [
+        made_up(Spec("transfer", held, how, seed, "0.2", count), score)
+        for (how, count), score in scores.items()
+        for seed in ("0", "1")
+    ]
+    for row in made:
+        if row["evaluations"]:
+            row |= {"reward_images": 200, "test_images": 100}
+    (line,) = transfer_verdicts(made).objects()
+    assert (line["reward split"], line["test split"]) == ("+10.00 ± 0.50", "+10.00 ± 1.00")
 
 
 @pytest.mark.slow
