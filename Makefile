@@ -36,7 +36,7 @@ test-extras: $(EXTRAS_INSTALLED)
 
 $(EXTRAS_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXTRAS)
-	$(EXTRAS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,cluster,hub]"
+	$(EXTRAS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,cluster,hub,litert]"
 	touch $@
 
 lint: install

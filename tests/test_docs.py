@@ -123,8 +123,9 @@ def test_the_environment_in_the_readme_is_made(tmp_path: Path):
     found["problem"].close()
 
 
+@pytest.mark.extra("hub")
 def test_the_network_of_timm_in_the_readme_is_halved(capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("timm")
+    pytest.importorskip("ai_edge_litert")
     block = next(each for each in BLOCK.findall((ROOT / "README.md").read_text()) if "timm:" in each)
     exec(block, {})
     assert "M MACs, " in capsys.readouterr().out
