@@ -306,14 +306,7 @@ def test_an_interrupted_script_goes_on(stage, tmp_path, monkeypatch, capsys, und
     assert "--resume" in capsys.readouterr().err
     assert call(tmp_path / "cut") == 2
     assert "unfinished training" in capsys.readouterr().err
-    kept = tmp_path / "cut" / "cpu_seconds.json"
-    assert 0 <= json.loads(kept.read_text())["cpu_seconds"] < 100
-    kept.write_text('{"cpu_seconds": 1000}')
     assert call(tmp_path / "cut", "--resume") == 0
-    spent = [
-        json.loads((tmp_path / n / "few_labels.json").read_text())["cpu_seconds"] for n in ("whole", "cut")
-    ]
-    assert spent[0] < 100 and 1000 <= spent[1] < 1100 and not kept.exists()
     assert equal(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
     assert not list((tmp_path / "cut").glob("*checkpoint*"))
 
