@@ -13,6 +13,11 @@ from amc.targets import describe_machine
 Table = list[dict[str, Any]]
 """One object a row, with the column names as keys."""
 NOTHING = "*Not measured yet.*"
+AGAIN = (
+    "(with `--again` and another folder as `--runs` the measured ones too; what is finished in a folder is "
+    "read, not repeated)"
+)
+"""Said behind the command that makes missing rows."""
 
 
 def read_figures(path: Path) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) ->
 def shown(table: Table) -> str:
     """Rows by column names as a Markdown table, or that there are none yet."""
     if not table:
-        return "*Not measured yet.*"
+        return NOTHING
     columns = list(dict.fromkeys(name for row in table for name in row))
     return markdown_table(columns, [[row.get(name, "") for name in columns] for row in table])
 
@@ -70,8 +75,11 @@ def write_page(path: Path, parts: Sequence[str]) -> None:
 
 
 def where_and_when(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Machines, dates and commits of rows, as the last section of a page."""
-    found = sorted({place(row["origin"]) for row in rows})
+    """Machines, dates and commits of rows, as the last section of a page.
+
+    A row that was taken from another file says in `searched` where its search ran.
+    """
+    found = sorted({place(row.get("searched", row["origin"])) for row in rows})
     return ["## Where and when", "\n".join(f"* {text}" for text in found)]
 
 

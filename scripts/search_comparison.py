@@ -60,8 +60,8 @@ class Setting:
 
     @property
     def is_contest(self) -> bool:
-        """Whether anybody has searched here, and not only followed a rule."""
-        return not set(self.searchers) <= set(FIXED)
+        """Whether two have searched here, and not only followed a rule."""
+        return len(set(self.searchers) - set(FIXED)) > 1
 
     def of(self, searcher: str) -> list[Row]:
         """The searches of one searcher, by seed."""

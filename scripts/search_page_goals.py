@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from scripts.results_page import markdown_table
+from scripts.results_page import NOTHING, markdown_table
 from scripts.results_runner import Row
-from scripts.search_page_measured import NOTHING, command
+from scripts.search_page_measured import command
 
 PAPER_REMOVED = 0.6
 """Share of the parameters that AMC removed from a ResNet-50 on CIFAR-10 without loss (ECCV 2018)."""

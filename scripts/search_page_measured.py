@@ -6,12 +6,11 @@ from pathlib import Path
 
 from amc.files import write_atomically
 from scripts.proxy_correlation import conclusion
-from scripts.results_page import markdown_table
+from scripts.results_page import NOTHING, markdown_table
 from scripts.results_runner import Row
 from scripts.search_plots import untuned_png
 
 UNTUNED = "untuned.png"
-NOTHING = "*Not measured yet.*"
 
 
 def ranking(rows: Sequence[Row], images: Path) -> list[str]:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from envs.problem_config import ProblemConfig
-from scripts.results_page import markdown_table
+from scripts.results_page import NOTHING, markdown_table
 from scripts.results_runner import Row
-from scripts.search_page_measured import NOTHING, command
+from scripts.search_page_measured import command
 
 EFFICIENCY_GOAL, SECONDS_GOALS = 0.85, {"resnet56": 0.6, "mobilenet_v1": 1.2}
 """For MobileNet-V1 a tenth of what the authors' code takes."""

@@ -1,11 +1,12 @@
 """Section of the page of the search results about parts of the agent: each search with it, and without."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from scripts.results_page import markdown_table
+from scripts.results_page import NOTHING, markdown_table
 from scripts.results_runner import Row
 from scripts.search_comparison import Setting
-from scripts.search_page_measured import NOTHING, command
+from scripts.search_page_measured import command
 from scripts.search_rows import BUDGETS, WITHOUT, WITHOUT_SEEDS
 
 AGENT = "ddpg"
@@ -46,5 +47,6 @@ def without_line(rows: Sequence[Row], network: str, budget: str, kind: str) -> l
     if reward is None or test is None:
         return []
     verdict = "tie" if setting.is_tie(reward) else "helps" if reward.mean > 0 else "**harms**"
-    means = [f"{setting.mean(who):.2%}" for who in (AGENT, kind)]
+    scores = [setting.finals(who) for who in (AGENT, kind)]
+    means = [f"{fmean(each[seed] for seed in scores[0] if seed in scores[1]):.2%}" for each in scores]
     return [[setting.title, kind, str(reward.pairs), *means, str(reward), str(test), verdict]]

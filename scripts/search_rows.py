@@ -25,7 +25,7 @@ WITHOUT_SEEDS = {
     "resnet56": ("0", "1", "2"),
     "vgg16-quarter": ("0", "1"),
 }
-"""Networks on which that is measured, to the seeds; those that the table has with the defaults."""
+"""Networks on which that is measured, to the seeds; the table plans each of these with the defaults, too."""
 RANKED = ("resnet20", "resnet56", "vgg16-quarter")
 """Networks on which orders of channels are compared."""
 BUDGETS = ("0.5", "0.3")
@@ -114,14 +114,13 @@ class Spec:
     """One row; fields that mean nothing for its part are empty.
 
     Attributes:
-        part: "table", "tuned", "headline", "smallest", "fine-grained", "ranking", "seconds", "proxy" or
-            "workers".
-        part: "table", "tuned", "headline", "ranking", "seen", "seconds", "proxy" or "workers".
+        part: "table", "tuned", "headline", "smallest", "fine-grained", "ranking", "seen", "seconds",
+            "proxy" or "workers".
         network, searcher: by name.
         budget: fraction of the original's MACs, or of its weights for "fine-grained", as text.
         seed: of the search, as text.
-        variant: one of `VARIANTS`, where it is not the default; for "smallest" one of `REWARDS`.
-        variant: one of `VARIANTS` or of `WITHOUT`, where it is not the default.
+        variant: one of `VARIANTS` or of `WITHOUT`, where it is not the default; for "smallest" one of
+            `REWARDS`.
     """
 
     part: str

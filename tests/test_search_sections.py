@@ -25,8 +25,11 @@ def test_other_settings_are_compared_until_somebody_has_searched_with_the_defaul
     said = "\n".join(comparison([RULE, *OLD]))
     assert f"* {found.caption}: **ddpg** has the best mean (80.00%)" in said
     assert f"| {found.caption} | random | 1 | +10.00 (one seed)" in said
-    (found,) = contests([RULE, *OLD, made_up("resnet20", "ddpg", "0", 0.9)])
-    assert found.caption == "resnet20, 50% of the MACs" and found.searchers == ["uniform", "ddpg"]
+    alone = made_up("resnet20", "ddpg", "0", 0.9)
+    (found,) = contests([RULE, *OLD, alone])  # one searcher has nobody to be compared with
+    assert found.searchers == ["random", "ddpg"]
+    (found,) = contests([RULE, *OLD, alone, made_up("resnet20", "random", "0", 0.8)])
+    assert found.caption == "resnet20, 50% of the MACs" and found.searchers == ["uniform", "random", "ddpg"]
     (found,) = contests([RULE])
     assert found.searchers == ["uniform"]
 
@@ -74,7 +77,10 @@ def test_the_test_accuracy_of_the_first_half_is_in_the_table() -> None:
 
 
 def test_each_part_of_the_agent_is_compared_with_the_agent_without_it() -> None:
-    defaults = [made_up("resnet20", "ddpg", seed, 0.9) for seed in ("0", "1", "2")]
+    # The third seed is there with the part only: neither the differences nor the means may count it.
+    defaults = [
+        made_up("resnet20", "ddpg", seed, score) for seed, score in (("0", 0.9), ("1", 0.9), ("2", 0.96))
+    ]
     off = [
         made_up("resnet20", "ddpg", seed, score, variant="unscreened")
         for seed, score in (("0", 0.86), ("1", 0.88))
