@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scripts.codec_results import FAISS, OURS, PIXEL_ITERATIONS, SEARCHED, plan
-from scripts.results_page import NOTHING, markdown_table
+from scripts.results_page import AGAIN, NOTHING, markdown_table
 
 Row = dict[str, Any]
 
@@ -39,15 +39,15 @@ def overview(rows: Sequence[Row]) -> list[str]:
         "perturbations; Faiss's LSQ has the same effort. A start is random codes, as in Faiss, or OPQ and "
         "then ChainQ, as the paper's authors have it. Errors are mean squared distances; seconds are CPU "
         "time. Means and standard deviations over seeds.",
-        "The paper's own gains, as a digest of it tells them (its text was not at hand): SR-D helps "
-        "on nearly all data sets, SR-C on some; with 100 iterations the gap in Recall@1 to CompQ, a "
-        "codec about 200 times slower, shrinks from 1.2 to 0.1 points. Faiss's authors measured "
+        "The paper reports (figures from secondary sources, not checked against the paper) that SR-D helps "
+        "on nearly all data sets and SR-C on some, and that with 100 iterations the gap in Recall@1 to "
+        "CompQ, a codec about 200 times slower, shrinks from 1.2 to 0.1 points. Faiss's authors measured "
         "mean squared errors of 23,743 (PQ), 21,000 (residual codes) and 17,306 (LSQ) at 64 bits on "
         "the descriptors of SIFT1M, which are others.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
         "`python -m scripts.sift --images FOLDER --out data/sift.safetensors` computes the descriptors, "
         "`python -m scripts.codec_results --weights FILE --data-root FOLDER` makes the missing rows "
-        "(with `--again` the measured ones too).",
+        f"{AGAIN}.",
     ]
 
 

@@ -13,7 +13,7 @@ from amc.errors import UserError
 from scripts.cli import run
 from scripts.cooling_rows import ONE_SHOT, plan
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
-from scripts.results_page import markdown_table, read_figures, where_and_when, write_page
+from scripts.results_page import AGAIN, markdown_table, read_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Difference
 from scripts.search_page import spread
@@ -52,7 +52,7 @@ def overview(rows: Rows) -> list[str]:
         "MACs. The reward split decides; the test split is only looked at afterwards.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours of one core. "
         "`python -m scripts.cooling_results` makes the missing ones "
-        "(with `--again` the measured ones too); `python -m scripts.cooling_page` writes "
+        f"{AGAIN}; `python -m scripts.cooling_page` writes "
         "this page from them.",
     ]
 

@@ -29,7 +29,7 @@ from scripts.latency_words import (
     way,
     winners,
 )
-from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_page import AGAIN, markdown_table, read_figures, write_page
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Page:
             "Latencies are of one image on one core, as fractions of the uncompressed fp32 network's, which "
             "is measured in the same interleaved rounds (0.2 is five times as fast). Accuracies are of all "
             f"10,000 test images of CIFAR-10. {len(done)} of {len(plan())} rows are measured; those that "
-            f"are took {hours:.1f} hours. `python -m scripts.latency_results` makes the missing ones, with "
-            "`--weights-20`, `--weights-56` and `--data-root`. Rows that are there stay as they are, also "
-            "when the defaults have changed since; `--again` with another folder as `--runs` searches and "
-            "measures them anew. `python -m scripts.latency_page` writes this page from them.",
+            f"are took {hours:.1f} hours. `python -m scripts.latency_results` makes the missing ones "
+            f"{AGAIN}, with `--weights-20`, `--weights-56` and `--data-root`. Rows that are there stay as "
+            "they are, also when the defaults have changed since. `python -m scripts.latency_page` writes "
+            "this page from them.",
         ]
 
     def headline(self) -> list[str]:

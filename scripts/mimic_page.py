@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from amc.recovery.mimic import MODES
 from scripts.mimic_comparison import Row, by_seed, comparisons
 from scripts.mimic_results import SETTINGS, STUDENT_WIDTH, TEACHER_WIDTH, plan
-from scripts.results_page import NOTHING, markdown_table
+from scripts.results_page import AGAIN, NOTHING, markdown_table
 
 
 def section(rows: list[Row]) -> list[str]:
@@ -33,13 +33,13 @@ def overview(rows: Sequence[Row]) -> list[str]:
         f"is 1/{round(TEACHER_WIDTH / STUDENT_WIDTH)}: the teacher's layers have only 16, 32 and 64 "
         "channels, of which a sixteenth would be 1, 2 and 4, and all that a student sees would have to pass "
         "through the one. So these figures tell of a student that is less tiny than the paper's.",
-        "The paper's own gains, as a digest of it tells them (its text was not at hand): on Pascal VOC with "
-        "1/16 of a ResNet-18, 47.0 mAP for quantized mimic, 6.5 points above the student alone and 2.4 above "
-        "mimic; on WIDER FACE with 1/32 of a VGG, easy, medium and hard, +2.6, +6.7 and +3.7 points above "
-        "the student alone, +2.0, +3.9 and +1.9 above mimic.",
+        "The paper reports (figures from secondary sources, not checked against the paper), on Pascal VOC "
+        "with 1/16 of a ResNet-18, 47.0 mAP for quantized mimic, 6.5 points above the student alone and 2.4 "
+        "above mimic; on WIDER FACE with 1/32 of a VGG, easy, medium and hard, +2.6, +6.7 and +3.7 points "
+        "above the student alone, +2.0, +3.9 and +1.9 above mimic.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
         "`python -m scripts.mimic_results --data-root FOLDER` makes the missing ones "
-        "(with `--again` the measured ones too), and "
+        f"{AGAIN}, and "
         "each row in `tasks.json` names its own command.",
     ]
 

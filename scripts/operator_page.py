@@ -11,13 +11,14 @@ from agents.figures import operator_color
 from amc.policy import ORIGINAL_OPERATOR
 from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, SCATTERING, SECONDS, plan
 from scripts.operator_scattering_page import scattering_section
-from scripts.results_page import Table, shown
+from scripts.results_page import AGAIN, Table, shown
 from scripts.results_runner import Row, Rows
 
 MOST_RATIO = 1.5
 """Of the seconds of an evaluation with operators and of one without."""
 EXPECTED = {"32x8": 0.813, "64x1": 0.7185, "256x1": 0.837}
-"""Calibrated accuracy of each codebook, by an independent measurement with the same weights."""
+"""Calibrated accuracy of each codebook: an earlier measurement of ours with separate code, with the same
+weights and 2,000 test images."""
 GREY = "#8a8f98"
 
 
@@ -52,7 +53,7 @@ def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
         "## One codebook for a whole network",
         "All kernels of more than one element but those of the first layer share the centroids, without any "
         "training; `calibrated` has its batch-norm statistics re-estimated on 1,000 images. *Expected* is an "
-        "earlier measurement, made apart from this code on 2,000 of the test images.",
+        "earlier measurement of ours with separate code, on 2,000 test images.",
         shown(tables["clusters"]),
         *book_claim(tables["clusters"]),
         "## Seconds of an evaluation",
@@ -71,11 +72,10 @@ def overview(rows: Rows) -> str:
     return (
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
         "`python -m scripts.operator_results --data-root FOLDER --resnet20 FILE --resnet56 FILE --voc-root "
-        "FOLDER` makes the missing ones (with `--again` the measured ones too): the folder that holds "
-        "cifar-10-batches-py, the common weights of "
-        "both networks for CIFAR-10, and BCCD in VOC's layout. VGG-16-BN is the one in `docs/weights`, of a "
-        "quarter of its channels; `--vgg16` and `--vgg16-width` take another. Each row in `operators.json` "
-        "names its own command."
+        f"FOLDER` makes the missing ones {AGAIN}. It takes the folder that holds cifar-10-batches-py, the "
+        "common weights of both networks for CIFAR-10, and BCCD in VOC's layout. VGG-16-BN is the one in "
+        "`docs/weights`, of a quarter of its channels; `--vgg16` and `--vgg16-width` take another. Each row "
+        "in `operators.json` names its own command."
     )
 
 

@@ -19,7 +19,8 @@ def scattering_section(rows: Sequence[Row]) -> tuple[dict[str, Table], list[str]
         "4^J / (1 + 8 J): at J = 2 the coefficients are 6 % *more* numbers than the image, at 32 pixels as "
         "at any other size, and compression starts at J = 3. MACs include the scattering stage, which runs "
         "as convolutions; a negative saving is a cost. *Commonest* is the share of the commonest class of "
-        "the test split. All are shrunk so that a row takes less than 20 minutes on 4 cores: "
+        "the test split. All are shrunk, by the time of a training step on one core, so that a row "
+        "takes less than 20 minutes: "
         f"{WIDTH:g} of the channels, {recipes}, one seed. `voc-crops` are the cells of BCCD, 64 pixels, "
         "three classes.",
         shown(pairs),

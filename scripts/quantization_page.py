@@ -14,10 +14,9 @@ from amc.files import write_atomically
 from scripts.cli import run
 from scripts.quantization_plots import bits_png, errors_png
 from scripts.quantization_rows import AWARE_EPOCHS, MIXED_EPOCHS, plan
-from scripts.results_page import markdown_table, read_figures, write_page
+from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, write_page
 from scripts.results_runner import Row, Rows
 
-NOTHING = "*Not measured yet.*"
 IMAGES = (10, 30, 100, 300, 1000)
 CLAIMS = {
     ("max-abs", "4"): "90.4 -> 91.9",
@@ -27,7 +26,8 @@ CLAIMS = {
     ("label-free", "3"): "75.0 -> 89.0",
     ("label-free", "2"): "10.2 -> 75.8",
 }
-"""Raw and re-normalized accuracy of an independent measurement of the method of He and Cheng (ECCV 2018)."""
+"""Raw and re-normalized accuracy of the method of He and Cheng (ECCV 2018): an earlier measurement of ours
+with separate code."""
 LQ_CLAIM = {"3": "within 1.0 point of floats", "2": "within 2.5 points of floats"}
 DRAWN = {"resnet20": "uniform", "resnet56": "label-free"}
 """Networks whose bits are drawn, and the quantizer of the searches that are shown."""
@@ -64,10 +64,11 @@ SECTIONS = (
         "Weights of every ResNet-20 layer but the first and the last, activations in floats; accuracy on the "
         "test split in percent, as it is and with batch norms re-estimated from N unlabeled images; "
         "value-aware:0.01 keeps 1 % of the values in 16 bits, value-aware 2 %. The claims are those of an "
-        "independent measurement with 1,000 images (raw -> re-normalized). Of the others papers say, after "
-        "fine-tuning on ImageNet: k-means with bits that HAQ has searched loses 0.67 points at 10 % of the "
-        "bytes of ResNet-50, value-aware quantization less than 1 point with 4-bit weights and activations "
-        "and 1 % large. `python -m scripts.quantization_results --only 'untrained/*'`.",
+        "earlier measurement of ours with separate code and 1,000 images (raw -> re-normalized). Of the "
+        "others papers say, after fine-tuning on ImageNet: k-means with bits that HAQ has searched loses "
+        "0.67 points at 10 % of the bytes of ResNet-50, value-aware quantization less than 1 point with "
+        "4-bit weights and activations and 1 % large. "
+        "`python -m scripts.quantization_results --only 'untrained/*'`.",
     ),
     (
         "Activations without training",
@@ -83,11 +84,11 @@ SECTIONS = (
     ),
     (
         "Value-aware quantization",
-        "3-bit Laplace data, the mean of five draws of a million values (an independent measurement of one: "
-        "2.8 dB by max-abs, which hangs on the single largest value, and 11.8 dB at r = 2 %), and what one "
-        "training step of ResNet-20 "
-        "keeps for its backward pass. Inputs of layers and what ReLUs keep may be stored in fewer bits; what "
-        "batch norms read stays as it is. `python -m scripts.quantization_results --only memory/resnet20`.",
+        "3-bit Laplace data, the mean of five draws of a million values (an earlier measurement of ours "
+        "with separate code, of one draw: 2.8 dB by max-abs, which hangs on the single largest value, and "
+        "11.8 dB at r = 2 %), and what one training step of ResNet-20 keeps for its backward pass. Inputs of "
+        "layers and what ReLUs keep may be stored in fewer bits; what batch norms read stays as it is. "
+        "`python -m scripts.quantization_results --only memory/resnet20`.",
     ),
     (
         "Mixed precision",
@@ -111,7 +112,7 @@ def overview(rows: Rows) -> list[str]:
         "bases, codebooks, biases with batch norms folded in.",
         f"{len(planned & set(rows))} of {len(planned)} rows are measured, which took {hours:.1f} hours. "
         "`python -m scripts.quantization_results` makes the missing ones "
-        "(with `--again` the measured ones too), with `--data-root`, `--weights-20` "
+        f"{AGAIN}, with `--data-root`, `--weights-20` "
         "and `--weights-56`; `python -m scripts.quantization_page` writes this page from them.",
     ]
 

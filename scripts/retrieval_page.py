@@ -5,7 +5,7 @@ from typing import Any
 
 from scripts.mimic_page import spread
 from scripts.paired import paired
-from scripts.results_page import NOTHING, markdown_table
+from scripts.results_page import AGAIN, NOTHING, markdown_table
 from scripts.retrieval_results import BITS, COMPARED_AT, SETTINGS, plan
 
 Row = dict[str, Any]
@@ -19,9 +19,9 @@ COLUMNS = {
 }
 """Heading to a row's loss and the end of its figure's name."""
 PAPER = (
-    "The paper's own figures, as a digest of it tells them (its text was not at hand; splits of "
-    "CIFAR-10 differ between papers, so they are no baseline for the tables): mAP on CIFAR-10 at 48 "
-    "bits 78.6 % with a small network of three convolutions, against 68.6 % (SUBIC) and 69.3 % "
+    "The paper reports (figures from secondary sources, not checked against the paper; splits of "
+    "CIFAR-10 differ between papers, so they are no baseline for the tables) an mAP on CIFAR-10 at 48 "
+    "bits of 78.6 % with a small network of three convolutions, against 68.6 % (SUBIC) and 69.3 % "
     "(DPQ); 94.7 % with AlexNet, against 93.5 % (DSDH). Asymmetric triplets beat symmetric ones and "
     "cross-entropy at 12, 24, 36 and 48 bits."
 )
@@ -49,7 +49,7 @@ def overview(rows: Sequence[Row]) -> str:
         "as papers have it. Networks of one seed start alike and see the same batches. "
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours. "
         "`python -m scripts.retrieval_results --data-root FOLDER` makes the missing ones "
-        "(with `--again` the measured ones too)."
+        f"{AGAIN}."
     )
 
 

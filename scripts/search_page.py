@@ -13,7 +13,7 @@ from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
-from scripts.results_page import NOTHING, markdown_table, read_figures, where_and_when, write_page
+from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Setting, contests, settings
 from scripts.search_page_goals import smallest, sparse
@@ -95,7 +95,7 @@ def overview(rows: Rows) -> list[str]:
         "all of them. Scores of the reward split decide; the test split is only looked at afterwards.",
         f"{len(planned & set(rows))} of {len(planned)} rows are measured; those that are took {hours:.1f} "
         "hours. `python -m scripts.search_results` makes the missing ones "
-        "(with `--again` the measured ones too), with `--data-root`, "
+        f"{AGAIN}, with `--data-root`, "
         "`--weights-dir` and `--weights-56`; `python -m scripts.search_page` writes this page from them.",
     ]
 

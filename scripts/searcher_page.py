@@ -11,6 +11,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from amc.errors import UserError
 from scripts.cli import run
 from scripts.results_page import (
+    AGAIN,
     NOTHING,
     markdown_table,
     read_figures,
@@ -89,8 +90,9 @@ def overview(rows: Rows) -> list[str]:
         "[search table](search.md) where it has them.",
         f"{done} of {len(planned)} rows are measured; those that are shown took {hours:.1f} hours. "
         "`python -m scripts.searcher_results` makes the missing ones "
-        "(with `--again` the measured ones too), with `--data-root`, `--weights-dir` "
-        "and `--weights-56`; `python -m scripts.searcher_page` writes this page from them.",
+        f"{AGAIN}, with `--data-root`, `--weights-dir` "
+        "and `--weights-56`; searches under latency have a folder of their own, `--latency-runs`. "
+        "`python -m scripts.searcher_page` writes this page from them.",
     ]
 
 

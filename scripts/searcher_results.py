@@ -35,7 +35,7 @@ from scripts.searcher_tables import tables
 def main(options: SearcherResults) -> None:
     """Make the missing rows of the comparison, in order; may be cut anywhere and repeated."""
     rows = runner(options)
-    rows.run(rows.chosen(plan(rows.rows()), options.only), options)
+    rows.run(rows.chosen(plan(with_table(rows.rows(), searches(options))), options.only), options)
 
 
 def runner(options: SearcherResults) -> Runner[Spec]:
@@ -53,10 +53,10 @@ def runner(options: SearcherResults) -> Runner[Spec]:
 def possible(options: SearcherResults, missing: list[Spec]) -> list[Spec]:
     """The rows that the search table has, or whose weights are here; sets the threads."""
     known = [spec for spec in missing if taken(options, spec)]
-    searches = [spec for spec in missing if spec not in known]
-    if not searches:
+    wanted = [spec for spec in missing if spec not in known]
+    if not wanted:
         return known
-    networks = {each.network for each in prepare(options, [spec.search for spec in searches])}
+    networks = {each.network for each in prepare(options, [spec.search for spec in wanted])}
     return [spec for spec in missing if spec in known or spec.network in networks]
 
 
@@ -81,8 +81,14 @@ def searcher_row(options: SearcherResults, spec: Spec) -> Figures:
 
 
 def taken(options: SearcherResults, spec: Spec) -> Row:
-    """The figures of the same search in the search table; empty where it has none."""
-    return shared(read_figures(options.table).get("rows", {}), spec, options.evaluations)
+    """The figures of the same search in the search table; empty where it has none, or is to be made again."""
+    return {} if options.again else shared(searches(options), spec, options.evaluations)
+
+
+def searches(options: SearcherResults) -> Rows:
+    """The rows of the search table."""
+    rows: Rows = read_figures(options.table).get("rows", {})
+    return rows
 
 
 def cost_figures(run: Run, spec: Spec, evaluations: int) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def own_seconds(run: Run) -> dict[str, float]:
 
 def summary(options: SearcherResults, rows: Rows) -> dict[str, Any]:
     """The tables of the page: one object a row, with the column names as keys."""
-    return {"tables": tables(with_table(rows, read_figures(options.table).get("rows", {})))}
+    return {"tables": tables(with_table(rows, searches(options)))}
 
 
 if __name__ == "__main__":

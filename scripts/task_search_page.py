@@ -6,7 +6,7 @@ from typing import Any
 
 from scripts.mimic_page import spread
 from scripts.paired import paired
-from scripts.results_page import NOTHING, markdown_table
+from scripts.results_page import AGAIN, NOTHING, markdown_table
 from scripts.task_search_results import EVALUATIONS, SETTINGS
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ def overview() -> str:
         "fraction of all knobs' ranges) under the same budget, without fine-tuning. The score on the reward "
         "split is what a search maximises; the test split is looked at afterwards, and further scores are of "
         "it. All seeds of a setting compress the same network. `python -m scripts.task_search_results` makes "
-        "the missing rows."
+        f"the missing rows {AGAIN}."
     )
 
 

@@ -12,7 +12,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
-from scripts.results_page import read_figures, save_figures, where_and_when, write_page
+from scripts.results_page import AGAIN, read_figures, save_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.transfer_plot import pareto_png
 from scripts.transfer_rows import GROUPS, plan
@@ -61,7 +61,7 @@ def overview(rows: Rows) -> list[str]:
         "and searches start from the uniform policy, as was the default when these rows were begun.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.2f} hours. `python -m "
         "scripts.transfer_results` makes the missing ones "
-        "(with `--again` the measured ones too); `python -m scripts.transfer_page` writes this "
+        f"{AGAIN}; `python -m scripts.transfer_page` writes this "
         "page.",
     ]
 

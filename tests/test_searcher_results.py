@@ -10,6 +10,7 @@ from agents.log import EvaluationLog
 from amc.models import build_model, save_weights
 from scripts import searcher_page, searcher_results
 from scripts.cli import exit_code
+from scripts.results_page import where_and_when
 from scripts.search_rows import NETWORKS, Reference
 from scripts.searcher_page import advice, missing
 from scripts.searcher_rows import (
@@ -148,6 +149,30 @@ def test_what_the_search_table_has_is_taken_and_not_searched_again(folder: Path)
     taken = rows(folder)["tiny/macs/0.5/random/0/default"]
     assert taken["best"] == row["best"] and taken["taken_from"] == "table/tiny/0.5/random/0"
     assert taken["seconds"] == 9.0 and not (folder / "runs").exists()
+    # Asked for again it is searched here, which needs the weights.
+    assert call(folder, "--only", "*/random/*", "--again") == 2
+
+
+def test_searches_of_the_table_count_for_who_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {
+        f"table/resnet20/0.5/{name}/{seed}": {**made_up(name, seed, 0.8 + 0.01 * place), "part": "table"}
+        for place, name in enumerate(SEARCHERS)
+        for seed in seeds_of(name)
+    }
+    (tmp_path / "search.json").write_text(json.dumps({"rows": table}))
+    assert call(tmp_path, "--list") == 0
+    assert "resnet56/macs/0.5/sac/0/default" in capsys.readouterr().out
+
+
+def test_a_row_that_was_taken_says_where_it_was_searched() -> None:
+    def origin(date: str) -> dict:
+        return {"commit": "0", "date": date, "machine": {"cpu": "a CPU", "cores": 1}}
+
+    own, taken = {"origin": origin("May")}, {"origin": origin("June"), "searched": origin("April")}
+    said = where_and_when([own, taken])[1]
+    assert "May" in said and "April" in said and "June" not in said
 
 
 def test_a_contest_is_read_at_its_number_of_evaluations() -> None:
