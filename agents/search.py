@@ -272,12 +272,6 @@ def _check_rows(cases: Cases, log: EvaluationLog) -> None:
                 f"{log.path} belongs to another configuration: its evaluation {row.index} was made for "
                 f"{row.case or 'no level'}, and would now be for {case or 'no level'}."
             )
-        if row.feasible and row.score < standard.least_score:
-            raise UserError(
-                f"{log.path} was judged by another rule: its evaluation {row.index} counts as feasible, and "
-                f"its score {row.score} is below the least that is allowed, {standard.least_score}; start "
-                "the search anew."
-            )
         reward = standard.reward
         if case not in met:
             reward.set_reference(row.evaluation)
@@ -286,6 +280,12 @@ def _check_rows(cases: Cases, log: EvaluationLog) -> None:
             raise UserError(
                 f"{log.path} belongs to another configuration: the reward of its evaluation {row.index} "
                 f"is {row.reward}, and would now be {reward(row.evaluation)}."
+            )
+        if row.feasible and row.score < standard.least_score:
+            raise UserError(
+                f"{log.path} was judged by another rule: its evaluation {row.index} counts as feasible, and "
+                f"its score {row.score} is below the least that is allowed, {standard.least_score}; start "
+                "the search anew."
             )
 
 
