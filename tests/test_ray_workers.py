@@ -34,6 +34,8 @@ def cluster() -> Iterator[str]:
 
     folder = tempfile.mkdtemp(prefix="amc-ray-", dir="/tmp")  # pytest's own is too long for a socket
     head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
+    # Ray writes the address there whatever the temp_dir, and fails where no earlier cluster has made it.
+    (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
     nodes = Cluster(initialize_head=True, head_node_args=head)
     nodes.add_node(num_cpus=1)
     yield nodes.address
