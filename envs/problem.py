@@ -213,8 +213,7 @@ def build_problem(
         device: where networks are scored; latency is always measured on the CPU target.
         target: the runtime, where it exists already; the configured one by default.
         baseline: the uncompressed network's figures, where they have been measured already.
-        progress: hears of a calibration of the target, and of the random policies that are measured for a
-            latency budget, if there are any.
+        progress: hears of the target's calibration and of random policies measured for a latency budget.
 
     Raises:
         UserError: anything about the model, the data or the configuration does not fit.
@@ -225,27 +224,18 @@ def build_problem(
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     choices, notes = make_choices(network, task, config, target)
-    notes += reward_notes(config)
-    notes += expansion_notes(network.module)
+    notes += (*reward_notes(config), *expansion_notes(network.module))
     space = choices.space
-    costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
-    costs |= code_costs(space, costs, config)
-    table = original_table(network, space)
-    original = {name: cost.of(table) for name, cost in costs.items()}
+    costs, original = _costs(space, config)
     # What does not wait for a measurement is refused before the first one.
     for level in config.budget_levels:
         read_budgets([text for text in level if not is_latency(text)], costs, original, space)
     choices, evaluator = make_evaluator(choices, task, config, dict(costs), device)
-    meter, latency = None, None
-    if "latency" in config.active_costs:
-        meter = LatencyMeter(network, target, original=baseline.costs["latency"] if baseline else None)
+    meter, latency = _latency(evaluator, config, target, baseline, progress)
+    if meter is not None:
         original["latency"] = meter.original
         notes += _exporter_notes(meter)
-    if meter and any(is_latency(text) for text in config.loosest):
-        latency = make_latency_budget(evaluator, meter, baseline.samples if baseline else (), progress)
-        costs["latency"] = latency.cost
-    else:
-        evaluator.latency = meter
+    costs |= {} if latency is None else {"latency": latency.cost}
     budgets = [read_budgets(level, costs, original, space) for level in config.budget_levels][-1]
     if latency is not None:
         notes += (latency.note(min(budget.limit for budget in budgets if budget.cost is latency.cost)),)
@@ -265,6 +255,28 @@ def build_problem(
         latency=latency,
         notes=notes,
     )
+
+
+def _costs(space: Space, config: ProblemConfig) -> tuple[dict[str, Cost], dict[str, float]]:
+    """What is counted without a measurement, and the uncompressed network's figures."""
+    costs: dict[str, Cost] = dict(symbolic_costs(space, config.quantizers))
+    costs |= code_costs(space, costs, config)
+    table = original_table(space.network, space)
+    return costs, {name: cost.of(table) for name, cost in costs.items()}
+
+
+def _latency(
+    evaluator: Evaluator, config: ProblemConfig, target: Target, baseline: Baseline | None, progress: Progress
+) -> tuple[LatencyMeter | None, LatencyBudget | None]:
+    """What measures latencies where they matter, and what predicts them under a latency budget."""
+    if "latency" not in config.active_costs:
+        return None, None
+    known = baseline.costs["latency"] if baseline else None
+    meter = LatencyMeter(evaluator.network, target, original=known)
+    if not any(is_latency(text) for text in config.loosest):
+        evaluator.latency = meter
+        return meter, None
+    return meter, make_latency_budget(evaluator, meter, baseline.samples if baseline else (), progress)
 
 
 def read_budgets(

@@ -102,7 +102,7 @@ def test_a_command_has_only_options_that_its_script_knows(page: str, command: st
     module, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
     main = importlib.import_module(module.removesuffix(".py").replace("/", ".")).main
     (options,) = (kind for name, kind in typing.get_type_hints(main).items() if name != "return")
-    tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    assert isinstance(tyro.cli(options, args=arguments, config=(tyro.conf.OmitArgPrefixes,)), options)
 
 
 def test_the_call_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -150,7 +150,7 @@ def test_box_operators_are_defined_where_the_compiled_ones_are_missing(monkeypat
     hub._define_missing_operators()
     assert hub._defined == []  # those that are there stay as they are
     monkeypatch.setattr(hub, "_compiled_operators_load", lambda: False)
-    monkeypatch.setattr(hub.library, "Library", Recorded)
+    monkeypatch.setattr(hub.torch_library, "Library", Recorded)
     hub._define_missing_operators()
     hub._define_missing_operators()  # once is enough
     (made,) = hub._defined

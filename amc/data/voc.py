@@ -8,7 +8,7 @@ import torch
 
 from amc.data.boxes import BoxAugmentation, BoxSplit, DetectionData, pad_boxes
 from amc.data.images import IMAGENET_MEAN, IMAGENET_STD
-from amc.data.voc_files import LISTS, Annotation, annotation_of, find_root, read_list, read_pixels
+from amc.data.voc_files import LISTS, Annotation, find_root, read_list, read_notes, read_pixels
 from amc.errors import UserError
 
 STEP = 4
@@ -32,8 +32,7 @@ def voc(root: Path, side: int = 128) -> DetectionData:
         raise UserError(f"Images can be scaled to a width of 32 to 1,024 pixels, not to {side}.")
     root = find_root(root)
     names = {split: read_list(root, listed) for split, listed in LISTS.items()}
-    notes = {split: [annotation_of(root, name) for name in found] for split, found in names.items()}
-    classes = tuple(sorted({box[0] for note in notes["train"] for box in note.boxes}))
+    notes, classes = read_notes(root, names)
     first = notes["train"][0]
     size = (_rounded(side * first.height / first.width), _rounded(side))
     splits = {split: _load_split(root, names[split], notes[split], classes, size) for split in LISTS}

@@ -11,7 +11,7 @@ import torch
 
 from amc.data.augmentation import Augmentation
 from amc.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, Split
-from amc.data.voc_files import LISTS, Annotation, Region, annotation_of, find_root, read_list, read_pixels
+from amc.data.voc_files import LISTS, Annotation, Region, find_root, read_list, read_notes, read_pixels
 from amc.errors import UserError
 
 
@@ -34,8 +34,7 @@ def voc_crops(root: Path, side: int = 64) -> ImageData:
     root = find_root(root)
     names = {split: read_list(root, listed) for split, listed in LISTS.items()}
     _check_apart(root, chain(*names.values()))
-    notes = {split: [annotation_of(root, name) for name in found] for split, found in names.items()}
-    classes = tuple(sorted({box[0] for note in notes["train"] for box in note.boxes}))
+    notes, classes = read_notes(root, names)
     splits = {split: _crops(root, names[split], notes[split], classes, side) for split in LISTS}
     return ImageData(
         name=f"{root.resolve().name}-crops",

@@ -1,7 +1,7 @@
 """The files of Pascal VOC's layout: JPEGImages, Annotations and the lists in ImageSets/Main."""
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +119,14 @@ def read_list(root: Path, name: str) -> list[str]:
 def annotation_of(root: Path, name: str) -> Annotation:
     """What is said of an image; raises UserError as `read_annotation` does."""
     return read_annotation(root / "Annotations" / f"{name}.xml")
+
+
+def read_notes(
+    root: Path, names: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[Annotation]], tuple[str, ...]]:
+    """Annotations of each split's images, and the classes of the training images in alphabetical order."""
+    notes = {split: [annotation_of(root, name) for name in found] for split, found in names.items()}
+    return notes, tuple(sorted({box[0] for note in notes["train"] for box in note.boxes}))
 
 
 def read_pixels(root: Path, name: str, sizes: Sequence[tuple[Region | None, int, int]]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amc.codecs.encoding import decode
 from amc.codecs.training import Recipe
 from amc.codecs.weights import CodedWeight, encode_weight
-from amc.decomposition.operator import Operator, OperatorCost, SelfPacking
+from amc.decomposition.operator import Operator, OperatorCost, SelfPacking, spelled_out
 from amc.decomposition.responses import Responses
 from amc.errors import UserError
 from amc.network import Layer
@@ -94,12 +94,7 @@ class AdditiveLinear(nn.Linear, SelfPacking):
 
     def plain(self) -> nn.Linear:
         """The linear layer that it computes, its weight spelled out; shares the bias."""
-        new = nn.Linear.__new__(nn.Linear)
-        new.__dict__.update(self.__dict__)
-        weight = nn.Parameter(self.weight.detach())
-        new._parameters = {"weight": weight, "bias": self._parameters["bias"]}
-        new._buffers, new._modules = {}, {}
-        return new
+        return spelled_out(self, nn.Linear)
 
 
 def _rounded(values: Tensor) -> Tensor:

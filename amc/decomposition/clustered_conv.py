@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.decomposition.clustered_kernels import cluster_kernels, pose_permutations, posed
-from amc.decomposition.operator import Operator, OperatorCost, SelfPacking, convolution_obstacle
+from amc.decomposition.operator import Operator, OperatorCost, SelfPacking, convolution_obstacle, spelled_out
 from amc.decomposition.responses import Responses
 from amc.errors import UserError
 from amc.network import Layer
@@ -94,12 +94,7 @@ class ClusteredConv2d(nn.Conv2d, SelfPacking):
 
     def plain(self) -> nn.Conv2d:
         """The convolution that it computes, its kernels spelled out; shares the bias."""
-        new = nn.Conv2d.__new__(nn.Conv2d)
-        new.__dict__.update(self.__dict__)
-        weight = nn.Parameter(self.weight.detach())
-        new._parameters = {"weight": weight, "bias": self._parameters["bias"]}
-        new._buffers, new._modules = {}, {}
-        return new
+        return spelled_out(self, nn.Conv2d)
 
 
 def clustered(conv: nn.Conv2d, codebook: Codebook, index: Tensor, scale: Tensor) -> ClusteredConv2d:

@@ -8,13 +8,14 @@ layer; channels are removed before, so the convolution that is replaced may be n
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
 from amc.decomposition.responses import Responses
 from amc.network import Layer
 
+LayerKind = TypeVar("LayerKind", nn.Conv2d, nn.Linear)
 AMOUNT = "amount"
 """Key of a decision's values that holds the operator's number."""
 
@@ -153,3 +154,13 @@ def legal_amounts(operator: Operator, module: nn.Module) -> tuple[int, ...]:
     if operator.obstacle(module) is not None:
         return ()
     return operator.amounts(cast(nn.Conv2d, module))  # or what else the operator accepts
+
+
+def spelled_out(layer: nn.Module, kind: type[LayerKind]) -> LayerKind:
+    """A layer that computes its weight, as one of a plain kind that holds it; shares the bias."""
+    new = kind.__new__(kind)
+    new.__dict__.update(layer.__dict__)
+    weight = nn.Parameter(cast(Tensor, layer.weight).detach())
+    new._parameters = {"weight": weight, "bias": layer._parameters["bias"]}
+    new._buffers, new._modules = {}, {}
+    return new

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import library, nn
+from torch import library as torch_library
+from torch import nn
 
 from amc.errors import UserError
 
@@ -25,7 +26,7 @@ BOX_OPERATORS = {
 }
 """The compiled operators that torchvision describes at its import, whether or not they are there."""
 
-_defined: list[library.Library] = []
+_defined: list[torch_library.Library] = []
 
 
 def hub_builder(name: str) -> Callable[..., nn.Module] | None:
@@ -71,7 +72,7 @@ def _define_missing_operators() -> None:
     """
     if _defined or importlib.util.find_spec("torchvision") is None or _compiled_operators_load():
         return
-    _defined.append(library.Library("torchvision", "FRAGMENT"))
+    _defined.append(torch_library.Library("torchvision", "FRAGMENT"))
     for operator, signature in BOX_OPERATORS.items():
         _defined[0].define(operator + signature)
 

@@ -7,7 +7,8 @@ gradients pass straight through. The original teaches it with softened outputs (
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,10 @@ DEFAULT_RECIPE = Recipe(epochs=4, batch_size=64, lr=0.01, weight_decay=1e-4)
 """For a trained network that has lost channels or bits: a tenth of the learning rate it was trained with."""
 
 REFIT_EVERY = 10
-"""Steps between two fits of the weights' scales: 1 % of the time of a step, and as good as after each one."""
+"""Steps between two fits of the weights' scales: 1 % of the time of a step, and as good as after each one.
+
+A scale that is left behind clips weights that grow; fitted only at the end it changes the network more than
+the batch norms can follow."""
 
 
 @dataclass(frozen=True)
@@ -174,18 +178,13 @@ def fine_tune(
         recipe: epochs, learning rate and so on.
         distillation: temperature and weight of the teacher.
         task_loss: what labels teach, in the place of the task's own loss: `mimicking`, say.
-        refit_every: steps after which the weights' scales are fitted anew, and also after the last step. A
-            scale that is left behind clips weights that grow; fitted only at the end it changes the network
-            more than the batch norms can follow.
-        float_epochs: epochs at the start in which nothing is quantized, which cost about half as much; scales
-            and ranges are fitted anew behind them.
+        refit_every: steps after which the weights' scales are fitted anew, and also after the last step.
+        float_epochs: epochs at the start that quantize nothing; scales and ranges are fitted behind them.
         calibration: augmented unlabeled batches [N, ...] that the ranges are then fitted on.
         precision: arithmetic of classifiers while nothing is quantized; codes are trained in float32.
         memory: stores activations in fewer bits until the backward pass; all is then computed in float32.
-        start_epoch: epochs that are done already; with `momentum`, an interrupted training goes on exactly.
-        momentum: SGD's buffers at that point (`Epoch.momentum`).
-        on_step: called with (steps done, steps in total) after each step.
-        on_epoch: called after each epoch.
+        start_epoch, momentum: epochs done before and `Epoch.momentum`: a training goes on exactly.
+        on_step, on_epoch: called with (steps done, steps in total) after each step, and after each epoch.
 
     Returns:
         The epochs done in this call.
@@ -194,17 +193,10 @@ def fine_tune(
         UserError: the loss became NaN or infinite, or a teacher's outputs cannot be distilled.
     """
     _check_schedule(recipe.epochs, refit_every, float_epochs, calibration)
-    pause_quantizers(model, start_epoch < float_epochs)
-
-    if distillation is None:
-        distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
-    held = hold_zeros(model)
-    answering = teaching_form(teacher)
-    knowing = RememberingTeacher(answering) if recipe.views else answering
     bfloat16 = memory is None and computes_in_bfloat16(precision, device_of(model))
     rounds = _rounding(task.distillable and bfloat16)
-    loss = loss_in_bfloat16(distilled(knowing, task_loss or task.loss, distillation), rounds)
-    try:
+    loss = loss_in_bfloat16(_taught(teacher, task, recipe, distillation, task_loss or task.loss), rounds)
+    with _in_training(model, paused=start_epoch < float_epochs):
         return fit(
             model,
             task.data,
@@ -215,6 +207,25 @@ def fine_tune(
             on_step=_refitting(model, refit_every, on_step),
             on_epoch=_quantizing(model, float_epochs, calibration, on_epoch),
         )
+
+
+def _taught(
+    teacher: nn.Module, task: Task, recipe: Recipe, distillation: Distillation | None, task_loss: Loss
+) -> Loss:
+    """What labels and teacher teach together; a teacher of repeated views remembers its answers."""
+    if distillation is None:
+        distillation = Distillation() if task.distillable else Distillation(alpha=0.0)
+    answering = teaching_form(teacher)
+    return distilled(RememberingTeacher(answering) if recipe.views else answering, task_loss, distillation)
+
+
+@contextmanager
+def _in_training(model: nn.Module, paused: bool) -> Iterator[None]:
+    """Pruned weights stay at 0 and quantizers may be paused; all is undone behind it."""
+    pause_quantizers(model, paused)
+    held = hold_zeros(model)
+    try:
+        yield
     finally:
         for handle in held:
             handle.remove()
