@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Any
 from amc.errors import UserError
 from amc.plugins import one_line
 
+ANSWER_S = 5.0
+"""Seconds that the address of a cluster has to accept a connection."""
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 LONGEST_TEMPORARY = 30
 """Characters; below the folder Ray adds about 65, and the path of a socket has 107 at most."""
@@ -65,7 +68,24 @@ def ray_session(address: str | None = None, cores: int | None = None) -> Iterato
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_answers(address: str) -> None:
+    """Refuse at once what Ray itself tries for minutes to reach.
+
+    Raises:
+        UserError: nothing listens at `host:port`; other forms of an address are Ray's to judge.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"The Ray cluster at {address} cannot be used: {one_line(error)}.") from error
+
+
 def _connect(ray: ModuleType, address: str | None, cores: int | None, folder: Path | None) -> None:
+    if address:
+        _check_answers(address)
     own: dict[str, Any] = {"address": "local", "num_cpus": cores, "include_dashboard": False}
     options = {"address": address} if address else {**own, "_temp_dir": str(folder)}
     # Workers need not find the packages where they run: a checkout that is not installed is no package there.

@@ -107,6 +107,6 @@ def test_a_trial_that_fits_no_node_is_refused(cluster: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_one_sentence():
-    refused = pytest.raises(UserError, match=r"The Ray cluster at .* cannot be used")
+    refused = pytest.raises(UserError, match=r"The Ray cluster at 127.0.0.1:9 cannot be used: .*refused")
     with refused, ray_session("127.0.0.1:9"):
         pass
