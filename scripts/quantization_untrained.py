@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from amc.compress import ActivationQuantization, WeightQuantization, apply
 from amc.data import load_data
 from amc.data.images import ImageData
+from amc.inference import fold_norms, inference_form
 from amc.knobs import BITS, BitsKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy, LayerDecision
@@ -24,6 +25,7 @@ from amc.quantization.saved_bytes import SavedBytes
 from amc.quantization.uniform import dequantize_weight, fit_weight_scale, quantize_weight
 from amc.quantization.value_aware import SHARE, quantized_weight
 from amc.recovery.calibrate import calibrate
+from amc.slicing import clone_module
 from scripts.quantization_rows import CHOICES, QuantizationResults, Spec
 from scripts.quantization_searches import traced
 
@@ -161,16 +163,12 @@ class Bench:
     @cached_property
     def original(self) -> float:
         """Accuracy in percent of the network as it is."""
-        return self.score(self.network.copy())
+        return self.score(inference_form(self.network.copy()))
 
     def row(self, kind: type[WeightQuantizer], bits: int) -> dict[str, Any]:
         """Bits that are stored, relative error of the weights, and the accuracies in percent."""
         model = self.compressed(kind, bits)
-        found = {**weight_figures(model), "raw": self.score(model)}
-        for count in FEW_IMAGES:
-            calibrate(model, self.pool[:count].split(200))
-            found[f"{count} images"] = self.score(model)
-        return found
+        return {**weight_figures(model), **self.accuracies(model)}
 
     def activations_row(self, quantizer: str, bits: int) -> dict[str, float]:
         """The accuracies in percent; ranges are fitted on the first of the images, 200 at most."""
@@ -179,11 +177,19 @@ class Bench:
         model = apply(policy, self.network, [ActivationQuantization(knob, quantizer)]).eval()
         with torch.no_grad():
             model(self.pool[:200])
-        found = {"raw": self.score(model)}
+        return self.accuracies(model)
+
+    def accuracies(self, model: fx.GraphModule) -> dict[str, float]:
+        """The accuracies in percent, as it is and re-normalized from so many images.
+
+        Computed in the form that searches score, in which weights are quantized once and not for every batch.
+        """
+        fast = inference_form(model)
+        found = {"raw": self.score(fast)}
         for count in FEW_IMAGES:
-            recalibrate(model)
-            calibrate(model, self.pool[:count].split(200))
-            found[f"{count} images"] = self.score(model)
+            recalibrate(fast)
+            calibrate(fast, self.pool[:count].split(200))
+            found[f"{count} images"] = self.score(fast)
         return found
 
     def compressed(self, kind: type[WeightQuantizer], bits: int) -> fx.GraphModule:
@@ -194,8 +200,10 @@ class Bench:
 
     @torch.no_grad()
     def score(self, model: fx.GraphModule) -> float:
-        """Accuracy in percent, two digits."""
-        said = torch.cat([model(batch).argmax(1) for batch in self.images.split(250)])
+        """Accuracy in percent, two digits, of a network in inference form."""
+        folded = clone_module(model)
+        fold_norms(folded)
+        said = torch.cat([folded(batch).argmax(1) for batch in self.images.split(250)])
         return round(100 * float(said.eq(self.labels).float().mean()), 2)
 
 
