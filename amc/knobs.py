@@ -79,13 +79,9 @@ class WidthKnob:
         values = self.values(point, None)
         if self.errors and point.group is not None and not point.group.frozen:
             curve = self.errors[point.group.name]
-            return (0.0, *(self._fraction(curve[value]) for value in values[:-1]))
+            return (0.0, *(_fraction(self._levels, curve[value]) for value in values[:-1]))
         middles = [(a + b) / 2 / values[-1] for a, b in pairwise(values)]
         return (0.0, *middles)
-
-    def _fraction(self, error: float) -> float:
-        """The fraction from which an error is too much: the share of larger ones among all, above 0."""
-        return max(1.0 - bisect_right(self._levels, error) / len(self._levels), 1e-9)
 
 
 class BlockKnob:
@@ -130,6 +126,11 @@ class BitsKnob:
         implied_by: another knob whose bits decide these, and how: for latency only a layer with quantized
             weights *and* inputs is faster, so one decision serves both.
         floats: layers whose weights or inputs are never quantized.
+        gains: point that decides to what each of its choices buys over the one before it
+            (`amc.quantization.bit_gains`). The reference policy then has bits where they buy most, and not
+            the same everywhere.
+        levels: all gains that the reference policy weighs against each other, ascending; those of other
+            knobs too.
     """
 
     def __init__(
@@ -140,6 +141,8 @@ class BitsKnob:
         reference: int | None = None,
         implied_by: tuple[str, Mapping[int, int]] | None = None,
         floats: Collection[str] = (),
+        gains: Mapping[str, Sequence[float]] | None = None,
+        levels: Sequence[float] = (),
     ):
         unknown = sorted(set(choices) - set(BITS))
         if unknown or not choices:
@@ -148,7 +151,13 @@ class BitsKnob:
         self.choices = tuple(sorted(set(choices)))
         self.reference, self.implied_by = reference, implied_by
         self.floats = frozenset(floats)
+        self.gains, self._levels = dict(gains or {}), tuple(levels)
         self._network = network
+
+    def with_gains(self, gains: Mapping[str, Sequence[float]], levels: Sequence[float]) -> "BitsKnob":
+        """The same choices; see `gains` and `levels`."""
+        fixed = self.reference, self.implied_by, self.floats
+        return BitsKnob(self.name, self._network, self.choices, *fixed, gains, levels)
 
     @property
     def reference_is_fixed(self) -> bool:
@@ -171,9 +180,16 @@ class BitsKnob:
         return self._first_reader[point.layer.input_tensor]
 
     def thresholds(self, point: DecisionPoint) -> tuple[float, ...]:
-        """Every choice owns an equal interval, unless the reference policy's bits are fixed."""
+        """Every choice owns an equal interval, unless the reference policy's bits are fixed or bought."""
         if self.decided_at(point) in self.floats:
             return (0.0,)
+        if self.gains:
+            return (0.0, *(_fraction(self._levels, gain) for gain in self.gains[self.decided_at(point)]))
         if self.reference is not None:
             return tuple(0.0 if bits <= self.reference else math.inf for bits in self.choices)
         return tuple(rank / len(self.choices) for rank in range(len(self.choices)))
+
+
+def _fraction(levels: Sequence[float], figure: float) -> float:
+    """The fraction from which an error is too much, or a gain wanted: the share of larger ones, above 0."""
+    return max(1.0 - bisect_right(levels, figure) / len(levels), 1e-9)

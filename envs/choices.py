@@ -17,6 +17,7 @@ from amc.recovery.brief_tuning import BriefTuning
 from amc.space import Space
 from amc.targets import Target
 from amc.tasks.base import Task
+from envs.bit_balance import balanced_bits
 from envs.bits import make_knobs
 from envs.operators import make_operator_knobs
 from envs.own_choices import own_compressors
@@ -38,11 +39,13 @@ class Choices:
     knobs: tuple[WidthKnob, BitsKnob, BitsKnob]
     own: Sequence[Compressor]
 
-    def balanced(self, errors: Mapping[str, Sequence[float]]) -> "Choices":
-        """The same choices, with the widths of the reference policy a matter of errors."""
-        widths, weights, activations = self.knobs
-        knob = widths.with_errors(errors)
-        return Choices(self.space.with_knob(knob), (knob, weights, activations), self.own)
+    def balanced(self, errors: Mapping[str, Sequence[float]], bits: tuple[BitsKnob, BitsKnob]) -> "Choices":
+        """The same choices; widths of the reference policy are a matter of errors, its bits are these."""
+        knobs = (self.knobs[0].with_errors(errors), *bits)
+        space = self.space
+        for knob in knobs:
+            space = space.with_knob(knob)
+        return Choices(space, knobs, self.own)
 
 
 def make_choices(
@@ -91,7 +94,8 @@ def make_evaluator(
     moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
     orders, errors = rank(network, task, config, moments)
     if config.balanced:
-        choices = choices.balanced(errors)
+        bits = balanced_bits(choices.knobs[1:], network, config, calibration)
+        choices = choices.balanced(errors, bits)
     space, knobs, own = choices.space, choices.knobs, choices.own
     pruning = ChannelPruning(orders, knobs[0], refits)
     compressors: list[Compressor] = [

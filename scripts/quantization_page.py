@@ -91,6 +91,14 @@ SECTIONS = (
         "`python -m scripts.quantization_results --only memory/resnet20`.",
     ),
     (
+        "A quantizer for each layer?",
+        "What a choice of the quantizer, layer by layer, can win: weights of all layers in as many bytes as "
+        "the uniform quantizer takes with so many bits everywhere, spent with the least sum of relative "
+        "errors over the layers, by each quantizer alone and by whichever is best in a layer; re-normalized "
+        "from 1,000 images, test split. Quantizers that do not fit into the bytes are left out. "
+        "`python -m scripts.quantization_results --only 'choice/*'`.",
+    ),
+    (
         "Mixed precision",
         "Bits 2 to 8 of every layer's weights at the bytes of 3 or 4 uniform bits everywhere (size3, size4), "
         "of weights and activations at the bit-operations of 4 bits (bops4), and of weights with channels at "
@@ -124,6 +132,7 @@ def tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
         "activations": [activations_line(row) for row in of(rows, "activations")],
         "aware": [aware_line(row) for row in of(rows, "aware")],
         "value_aware": [line for row in of(rows, "memory") for line in memory_lines(row)],
+        "choice": [line for row in of(rows, "choice") for line in choice_lines(row)],
         "mixed": [mixed_line(row, of(rows, "tuned")) for row in of(rows, "mixed")],
     }
 
@@ -191,6 +200,23 @@ def memory_lines(row: Row) -> list[dict[str, Any]]:
             },
         ]
     return lines
+
+
+def choice_lines(row: Row) -> list[dict[str, Any]]:
+    """The arms of one budget."""
+    return [
+        {
+            "network": row["network"],
+            "bits": row["budget"],
+            "limit": row["limit"],
+            "quantizer": name,
+            "bytes": arm["bytes"],
+            "sum of errors": arm["error"],
+            "test": arm["test"],
+            "layers": ", ".join(f"{count} {which}" for which, count in arm["layers"].items()),
+        }
+        for name, arm in row["arms"].items()
+    ]
 
 
 def mixed_line(row: Row, tuned: Sequence[Row]) -> dict[str, Any]:

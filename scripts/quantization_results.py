@@ -12,6 +12,7 @@ import torch
 
 from amc.errors import UserError
 from scripts.cli import run as run_script
+from scripts.quantization_choice import choice_row
 from scripts.quantization_page import tables
 from scripts.quantization_rows import NETWORKS, QuantizationResults, Spec, command, plan
 from scripts.quantization_searches import aware_row, mixed_row, tuned_row
@@ -23,6 +24,7 @@ MAKERS: dict[str, Callable[[QuantizationResults, Spec], dict[str, Any]]] = {
     "memory": memory_row,
     "untrained": untrained_row,
     "activations": activations_row,
+    "choice": choice_row,
     "aware": aware_row,
     "mixed": mixed_row,
     "tuned": tuned_row,

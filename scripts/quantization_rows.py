@@ -20,7 +20,8 @@ MIXED_BUDGETS = ("size3", "size4")
 OTHER_BUDGETS = ("bops4", "joint4")
 """Bit-operations of 4-bit weights and activations; bytes of 4-bit weights, spent on bits and on channels."""
 MIXED_QUANTIZERS = ("uniform", "label-free", "kmeans")
-SEARCHERS = ("uniform", "greedy", "random", "ddpg")
+SEARCHERS = ("uniform", "balanced", "greedy", "random", "ddpg")
+CHOICE_BITS = ("2.25", "2.5", "3", "4")
 DRAWN = ("random", "ddpg")
 MORE_SEEDS = ("1", "2")
 UNTRAINED_BITS = ("4", "3", "2")
@@ -67,10 +68,11 @@ class Spec:
     """One row; fields that mean nothing for its part are empty.
 
     Attributes:
-        part: "error", "memory", "untrained", "activations", "aware", "mixed" or "tuned".
+        part: "error", "memory", "untrained", "activations", "choice", "aware", "mixed" or "tuned".
         network, quantizer, searcher: by name; the quantizer is that of weights, for "aware" also of inputs,
             for "activations" of inputs alone.
-        budget: "size3": the bytes of the uniform quantizer with 3 bits everywhere; bits, for other parts.
+        budget: "size3": the bytes of the uniform quantizer with 3 bits everywhere; bits, for other parts,
+            for "choice" those that the bytes come from.
         seed: of the search.
     """
 
@@ -108,6 +110,7 @@ def plan() -> list[Spec]:
             for bits in SHARE_BITS
             for name in OTHER_SHARES
         ),
+        *(Spec("choice", network, bits) for network in NETWORKS for bits in CHOICE_BITS),
         *mixed("resnet20", MIXED_BUDGETS, MIXED_QUANTIZERS),
         *(
             Spec("tuned", "resnet20", budget, "uniform", who, "0")

@@ -192,6 +192,12 @@ class Bench:
             found[f"{count} images"] = self.score(fast)
         return found
 
+    def renormalized(self, model: fx.GraphModule) -> float:
+        """Accuracy in percent with batch norms re-estimated from all of the images."""
+        fast = inference_form(model)
+        calibrate(fast, self.pool.split(200))
+        return self.score(fast)
+
     def compressed(self, kind: type[WeightQuantizer], bits: int) -> fx.GraphModule:
         """The network with the weights of every layer but the first and the last quantized."""
         knob = BitsKnob("weight_bits", self.network, BITS)
