@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, fx, nn
 
 from amc.decomposition.chain import Chain
+from amc.decomposition.responses import REPLACED, Replace, Responses
 from amc.errors import UserError
 from amc.knobs import BitsKnob, WidthKnob
 from amc.network import Network
@@ -51,6 +52,16 @@ Watch = Callable[[str], AbstractContextManager[None]]
 def unwatched(part: str) -> AbstractContextManager[None]:
     """Nobody wants to know."""
     return nullcontext()
+
+
+class Layerwise(Protocol):
+    """A compressor that can also treat one layer after the other, in the course of a reconstruction.
+
+    It then leaves alone what the model's `meta` says is done (`amc.decomposition.responses.REPLACED`).
+    """
+
+    def ways(self, network: Network, policy: CompressionPolicy) -> Mapping[str, Replace]:
+        """Layer to what makes its replacement, for those that the policy has something for."""
 
 
 class Compressor(Protocol):
@@ -105,13 +116,6 @@ def apply(
     return model
 
 
-def convolutions(model: nn.Module, name: str) -> list[str]:
-    """Paths of the convolutions or linear layers that stand in the place of a layer, in their order."""
-    layer = model.get_submodule(name)
-    inside = [path for path, part in layer.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    return [f"{name}.{path}" if path else name for path in inside]
-
-
 class ChannelPruning:
     """Removes the least important channels of every group.
 
@@ -119,6 +123,8 @@ class ChannelPruning:
         ranking: group name to its channels, most important first (`importance.rank_channels`).
         knob: legal widths.
         reconstruction: refits the layers that lose inputs; None leaves their weights as they are.
+        layerwise: what replaces or quantizes layers, for reconstructions that have it done in their course,
+            in its order.
     """
 
     phase = Phase.STRUCTURE
@@ -128,15 +134,20 @@ class ChannelPruning:
         ranking: Mapping[str, Tensor],
         knob: WidthKnob | None = None,
         reconstruction: Reconstruction | None = None,
+        layerwise: Sequence[Layerwise] = (),
     ):
         self.ranking = dict(ranking)
-        self.reconstruction = reconstruction
+        self.reconstruction, self.layerwise = reconstruction, tuple(layerwise)
         self.knob = knob or WidthKnob()
         self.knobs: tuple[Knob, ...] = (self.knob,)
 
     def refitting(self, reconstruction: Reconstruction | None) -> "ChannelPruning":
         """The same channels, refitted in another way."""
-        return ChannelPruning(self.ranking, self.knob, reconstruction)
+        return ChannelPruning(self.ranking, self.knob, reconstruction, self.layerwise)
+
+    def along_with(self, *layerwise: Layerwise) -> "ChannelPruning":
+        """The same channels, with these compressors for the reconstruction."""
+        return ChannelPruning(self.ranking, self.knob, self.reconstruction, layerwise)
 
     def kept(self, network: Network, policy: CompressionPolicy) -> dict[str, Tensor]:
         """Group name to the sorted indices of the channels that the policy keeps."""
@@ -148,7 +159,20 @@ class ChannelPruning:
         positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
         apply_slices(model, positions)
         if self.reconstruction is not None:
-            model.meta[RENORMALIZED] = self.reconstruction(model, network, positions)
+            ways = self._ways(network, policy)
+            model.meta[RENORMALIZED] = self.reconstruction(model, network, positions, ways)
+
+    def _ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
+        """Layer to all that is to become of it, one after the other."""
+        found: dict[str, Replace] = {}
+        for compressor in self.layerwise:
+            for name, way in compressor.ways(network, policy).items():
+                found[name] = partial(_both, found[name], way) if name in found else way
+        return found
+
+
+def _both(first: Replace, second: Replace, layer: nn.Module, responses: Responses | None) -> nn.Module:
+    return second(first(layer, responses), None)
 
 
 class WeightQuantization:
@@ -167,18 +191,36 @@ class WeightQuantization:
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Put a fitted quantizer in front of the weight of every quantized layer."""
-        present = {layer.name for layer in network.layers}
-        for name, bits in policy.values("weight_bits").items():
-            if bits == NOT_QUANTIZED or name not in present:
+        done = model.meta.get(REPLACED, frozenset())
+        for name, way in self.ways(network, policy).items():
+            if name not in done:
+                model.set_submodule(name, way(model.get_submodule(name), None))
+
+    def ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
+        """What quantizes the layers that the policy gives bits to."""
+        bits = policy.values("weight_bits")
+        chosen = ((layer, bits.get(layer.name, NOT_QUANTIZED)) for layer in network.layers)
+        return {
+            layer.name: partial(self._quantized, own, layer.norm is not None)
+            for layer, own in chosen
+            if own != NOT_QUANTIZED
+        }
+
+    def _quantized(
+        self, bits: int, normed: bool, module: nn.Module, responses: Responses | None
+    ) -> nn.Module:
+        """A layer, or what replaces it, with quantized weights where that pays; a norm is behind the last."""
+        paths = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+        for path in paths:
+            layer = module.get_submodule(path)
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            if not self.quantizer.pays(layer.weight, bits, normed and path == paths[-1]):
                 continue
-            *before, last = convolutions(model, name)
-            for path in (*before, last):
-                layer = model.get_submodule(path)
-                assert isinstance(layer, nn.Conv2d | nn.Linear)
-                normed = path == last and network.layer(name).norm is not None
-                if self.quantizer.pays(layer.weight, bits, normed):
-                    fitted = self.quantizer.fitted(layer.weight, bits)
-                    model.set_submodule(path, with_quantized_weight(layer, fitted))
+            quantized = with_quantized_weight(layer, self.quantizer.fitted(layer.weight, bits))
+            if not path:
+                return quantized
+            module.set_submodule(path, quantized)
+        return module
 
 
 class ActivationQuantization:

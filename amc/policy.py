@@ -74,14 +74,16 @@ class CompressionPolicy:
         return frozenset(d.point for d in self.decisions if d.operator == REMOVED)
 
     @property
-    def only_prunes(self) -> bool:
-        """Whether it leaves out channels and blocks, and changes nothing else."""
+    def stays_float(self) -> bool:
+        """Whether no weight and no activation is quantized, and no single weight left out."""
         untouched = {"weight_bits": 32, "activation_bits": 32}
         others = [
-            (knob, value) for each in self.decisions for knob, value in each.values.items() if knob != "width"
+            (knob, value)
+            for each in self.decisions
+            for knob, value in each.values.items()
+            if knob not in ("width", "amount")
         ]
-        replaced = any(each.replaced for each in self.decisions)
-        return not replaced and all(untouched.get(knob) == value for knob, value in others)
+        return all(untouched.get(knob) == value for knob, value in others)
 
     def digest(self) -> str:
         """A short name of the executed policy: equal decisions, equal digest. The evaluation cache's key."""

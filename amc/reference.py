@@ -1,7 +1,7 @@
 """The reference policy: every knob at one common fraction, as large as the budgets allow.
 
-What a fraction means is the knob's matter: one keep ratio for all layers (the "uniform" policy), or about the
-same error in all of them (the "balanced" policy).
+What a fraction means is the knob's matter: one keep ratio and the same bits for all layers (the "uniform"
+policy), or about the same error in all of them and bits where they buy most (the "balanced" policy).
 """
 
 from collections.abc import Callable, Sequence

@@ -13,6 +13,7 @@ from amc.network import Network
 from amc.pruning.block_importance import deepest_blocks
 from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
 from amc.pruning.reconstruction import SymmetricReconstruction
+from amc.quantization.uniform import NOT_QUANTIZED
 from amc.recovery.brief_tuning import BriefTuning
 from amc.space import Space
 from amc.targets import Target
@@ -85,12 +86,23 @@ def _block_knobs(network: Network, task: Task, config: ProblemConfig) -> tuple[B
     return (BlockKnob(network, deepest_blocks(network, config.reference_depth, images)),)
 
 
+def _layerwise(choices: Choices) -> bool:
+    """Whether layers are replaced or quantized one after the other, in the course of a reconstruction.
+
+    Not where single weights go, or outputs that a code no longer needs: both happen to layers of floats,
+    when all of them are refitted.
+    """
+    later = bool(choices.own) or any(isinstance(knob, DensityKnob) for knob in choices.space.knobs)
+    return not later and (choices.space.chooses or min(choices.knobs[1].choices) < NOT_QUANTIZED)
+
+
 def make_evaluator(
     choices: Choices, task: Task, config: ProblemConfig, costs: dict[str, Cost], device: str
 ) -> tuple[Choices, Evaluator]:
     """What compresses and scores policies, without any latency, and the choices in the light of it."""
     network, calibration = choices.space.network, task.calibration(config.calibration_images)
-    refits = make_reconstruction(network, calibration, config)
+    layerwise = _layerwise(choices)
+    refits = make_reconstruction(network, calibration, config, layerwise)
     moments = refits.moments if isinstance(refits, SymmetricReconstruction) else None
     orders, errors = rank(network, task, config, moments)
     if config.balanced:
@@ -98,17 +110,19 @@ def make_evaluator(
         choices = choices.balanced(errors, bits)
     space, knobs, own = choices.space, choices.knobs, choices.own
     pruning = ChannelPruning(orders, knobs[0], refits)
+    operators = [OperatorReplacement(pruning.kept, moments)] if space.chooses else []
+    weights = WeightQuantization(knobs[1], config.weight_quantizer)
     compressors: list[Compressor] = [
-        pruning,
+        pruning.along_with(*operators, weights) if layerwise else pruning,
         *own,
-        *([OperatorReplacement(pruning.kept, moments)] if space.chooses else []),
+        *operators,
         *(FineGrainedPruning(knob) for knob in space.knobs if isinstance(knob, DensityKnob)),
-        WeightQuantization(knobs[1], config.weight_quantizer),
+        weights,
         ActivationQuantization(knobs[2], config.activation_quantizer),
     ]
     precision = config.precision
     evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device, precision)
-    evaluator.delivery = make_delivery(network, task, config, compressors)
+    evaluator.delivery = make_delivery(network, task, config, compressors, layerwise)
     if config.tune_steps:
         teacher = network.copy().to(device)
         evaluator.tuning = BriefTuning(teacher, task, config.tune_steps, evaluator.calibration, precision)

@@ -40,10 +40,10 @@ def make_operator_knobs(config: ProblemConfig, network: Network) -> tuple[Operat
         "as they are.",
     )
     fitted = [name for name in useful if get_operator(name).uses_responses]
-    if fitted and config.reconstruction != "symmetric":
+    if fitted and config.reconstruct == "none":
         notes += (
-            f"--reconstruct {config.reconstruction} leaves what replaces a layer by {' or '.join(fitted)} as "
-            "its weights give it: only symmetric fits it to the layer's responses.",
+            f"--reconstruct none leaves what replaces a layer by {' or '.join(fitted)} as its weights give "
+            "it, and does not fit it to the layer's responses.",
         )
     return (choice, AmountKnob(choice)), notes
 

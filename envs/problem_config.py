@@ -15,7 +15,7 @@ from envs.budget_range import is_range, spread
 DEFAULT_BUDGET = "macs=0.5"
 
 Reference = Literal["auto", "balanced", "uniform"]
-Reconstruct = Literal["auto", "none", "symmetric", "asymmetric"]
+Reconstruct = Literal["none", "symmetric", "asymmetric"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ class ProblemConfig:
     """Which channels go first: those that the layers behind can make up for (obs, the Optimal Brain Surgeon
     on unlabeled images), or those of small weights (l1, l2), batch-norm scale (bn), or effect (taylor)."""
     reference: Reference = "auto"
-    """Where searches start and rewards count from: at about the same predicted error in all layers (balanced,
-    which needs --importance obs and no --operators), or at one keep ratio for all (uniform); by default at
-    whichever scores better."""
-    reconstruct: Reconstruct = "auto"
+    """Where searches start and rewards count from: at about the same predicted error in all layers, with bits
+    where they buy most (balanced, which needs --importance obs and no --operators), or at one keep ratio and
+    the same bits for all (uniform); by default at whichever scores better."""
+    reconstruct: Reconstruct = "asymmetric"
     """Refit the kept weights of every layer that loses inputs, by least squares on unlabeled images: to its
     inputs in the original network (symmetric), or to those that the compressed network gives it (asymmetric,
-    which takes longer for every policy, and loses far less). Asymmetric, and with --operators symmetric."""
+    the default, which takes longer for every policy and loses far less: layers also make up for others in
+    front that are replaced, or whose weights are quantized)."""
     observation: Literal["positions", "summary"] = "positions"
     """What the agent sees of its decisions: those of every layer of this network (positions), or a summary of
     the same size for all networks (summary), with which an agent can go on to other networks."""
@@ -129,8 +130,8 @@ class ProblemConfig:
             raise UserError(f"--reference-keep is a share above 0 and at most 1, not {self.reference_keep}.")
         if self.observation not in ("positions", "summary"):
             raise UserError(f"--observation is positions or summary, not {self.observation}.")
-        if self.reconstruct not in ("auto", "none", "symmetric", "asymmetric"):
-            raise UserError(f"--reconstruct is auto, none, symmetric or asymmetric, not {self.reconstruct}.")
+        if self.reconstruct not in ("none", "symmetric", "asymmetric"):
+            raise UserError(f"--reconstruct is none, symmetric or asymmetric, not {self.reconstruct}.")
         if (self.database > 0) != ("storage" in self.active_costs) or self.database < 0:
             raise UserError(
                 "--database says how many codes a budget such as storage=100KB counts: give both."
@@ -152,19 +153,8 @@ class ProblemConfig:
 
     @property
     def balanced(self) -> bool:
-        """Whether the reference policy spreads the error over the layers, and not the channels."""
+        """Whether the reference policy spreads the error over the layers, and not channels and bits."""
         return self.reference != "uniform" and self._predicts_errors
-
-    @property
-    def reconstruction(self) -> Literal["none", "symmetric", "asymmetric"]:
-        """The reconstruction that is meant.
-
-        What stands for a layer is cached by the layer's weights, which only the symmetric one leaves the same
-        whatever the layers in front of it lose.
-        """
-        if self.reconstruct != "auto":
-            return self.reconstruct
-        return "symmetric" if self.operators else "asymmetric"
 
     @property
     def _predicts_errors(self) -> bool:

@@ -29,28 +29,38 @@ FINAL_PIXELS = 32 * 32
 
 
 def make_reconstruction(
-    network: Network, calibration: Sequence[torch.Tensor], config: ProblemConfig
+    network: Network, calibration: Sequence[torch.Tensor], config: ProblemConfig, layerwise: bool = False
 ) -> Reconstruction | None:
     """What refits the layers that lose inputs, with what it learns from unlabeled images once.
 
     Policies are compressed on the CPU, wherever they are scored.
+
+    Args:
+        network: the traced network.
+        calibration: unlabeled images.
+        config: names the kind.
+        layerwise: whether layers are replaced or quantized in its course.
     """
-    if config.reconstruction == "asymmetric":
-        return _asymmetric(network, calibration[:REFIT_BATCHES], config)
-    if config.reconstruction == "symmetric":
+    if config.reconstruct == "asymmetric":
+        return _asymmetric(network, calibration[:REFIT_BATCHES], config, layerwise)
+    if config.reconstruct == "symmetric":
         return SymmetricReconstruction(input_moments(network, calibration))
     return None
 
 
 def _asymmetric(
-    network: Network, batches: Sequence[torch.Tensor], config: ProblemConfig
+    network: Network, batches: Sequence[torch.Tensor], config: ProblemConfig, every: bool
 ) -> AsymmetricReconstruction:
     rounds = computes_in_bfloat16(config.precision, "cpu")
-    return AsymmetricReconstruction.of(network, batches, rounds=rounds)
+    return AsymmetricReconstruction.of(network, batches, rounds=rounds, every=every)
 
 
 def make_delivery(
-    network: Network, task: Task, config: ProblemConfig, compressors: Sequence[Compressor]
+    network: Network,
+    task: Task,
+    config: ProblemConfig,
+    compressors: Sequence[Compressor],
+    layerwise: bool = False,
 ) -> Callable[[], Sequence[Compressor]] | None:
     """What carries out a policy whose network is to be kept, if not what does so in the search.
 
@@ -59,14 +69,15 @@ def make_delivery(
         task: its images.
         config: says how many of them.
         compressors: those of the search.
+        layerwise: as of `make_reconstruction`.
     """
     height, width = task.example_input().shape[-2:]
     images = min(config.final_images, config.final_images * FINAL_PIXELS // (height * width))
-    if config.reconstruction != "asymmetric" or images <= REFIT_BATCHES * REFIT_BATCH_SIZE:
+    if config.reconstruct != "asymmetric" or images <= REFIT_BATCHES * REFIT_BATCH_SIZE:
         return None
 
     def made() -> Sequence[Compressor]:
-        refits = _asymmetric(network, task.calibration(images), config)
+        refits = _asymmetric(network, task.calibration(images), config, layerwise)
         return [one.refitting(refits) if isinstance(one, ChannelPruning) else one for one in compressors]
 
     return made

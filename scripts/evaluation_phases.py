@@ -1,16 +1,17 @@
 """Where the time of an evaluation goes, heard from the evaluator itself while it does what it always does."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import fx
 
 from amc.compress import ChannelPruning, Compressor
+from amc.decomposition.responses import Replace
 from amc.evaluate import Evaluator
 from amc.network import Network
 from amc.policy import CompressionPolicy
-from amc.pruning.reconstruction import Positions, Reconstruction
+from amc.pruning.reconstruction import NOTHING_REPLACED, Positions, Reconstruction
 
 REST = "the rest"
 LEAST_SQUARES = "least squares"
@@ -83,8 +84,13 @@ def _watched(compressor: Compressor, watch: Stopwatch) -> Compressor:
         return compressor
     refits: Reconstruction = compressor.reconstruction
 
-    def refit(model: fx.GraphModule, network: Network, positions: Positions) -> bool:
+    def refit(
+        model: fx.GraphModule,
+        network: Network,
+        positions: Positions,
+        replace: Mapping[str, Replace] = NOTHING_REPLACED,
+    ) -> bool:
         with watch(LEAST_SQUARES):
-            return refits(model, network, positions)
+            return refits(model, network, positions, replace)
 
     return compressor.refitting(refit)

@@ -120,7 +120,7 @@ def search_figures(run: Run) -> Figures:
         "found_at_evaluation": best.index + 1,
         "predictor_margin": latency.margin(limits[0]) if latency else None,
         "importance": run.config.problem.importance,
-        "reconstruct": run.config.problem.reconstruction,
+        "reconstruct": run.config.problem.reconstruct,
         "test_accuracy_original": load_record(run.folder).original.test_score,
     }
 

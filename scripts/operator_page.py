@@ -40,9 +40,8 @@ def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
         "Accuracy of the best policy of each search on the test split, before any fine-tuning: mean and "
         "standard deviation over seeds. `joint` may prune channels and replace layers, `pruning` prunes, the "
         "others keep all channels and only replace. Under size all of them choose bits, too; under latency "
-        "each layer runs in integers or in floats. All start from the uniform policy and refit pruned layers "
-        "to the original's inputs (`--reference uniform --reconstruct symmetric`): the asymmetric "
-        "reconstruction, which loses less, does not refit operators, so no arm has it.",
+        "each layer runs in integers or in floats. All start from the uniform policy "
+        "(`--reference uniform`), and layers make up for those in front of them that are pruned or replaced.",
         shown(tables["choice"]),
         *([f"![Operators, channels and bits of each layer]({drawing})"] if drawing else []),
         "## At equal MACs",

@@ -151,13 +151,12 @@ def configuration(options: OperatorResults, spec: Spec) -> RunConfig:
     known = {JOINT: ALONE.get(spec.setting, ()), PRUNING: (), BY_DEPTH: (FilterGroups.name,)}
     operators = known.get(spec.arm, (spec.arm,))
     keep = ProblemConfig().min_keep if spec.arm in (JOINT, PRUNING) else 1.0
-    # By default a search without operators starts better and refits better, which would be all one sees.
+    # By default a search without operators starts from a better policy, which would be all that one sees.
     problem = ProblemConfig(
         budget=(budget,),
         target=options.target,
         operators=operators,
         min_keep=keep,
-        reconstruct="symmetric",
         reference="uniform",
     )
     if fixed:

@@ -50,7 +50,7 @@ PROXIES: dict[str, Reconstruct] = {
 }
 """Un-tuned scores, to what refits the layers: nothing, with batch norms left alone or re-estimated; or one of
 two reconstructions."""
-DEFAULT = ProblemConfig().reconstruction
+DEFAULT = ProblemConfig().reconstruct
 """The proxy that searches see unless they are told otherwise; fine-tuning starts from its network."""
 TUNED = "tuned"
 FEWEST_POLICIES = 4

@@ -67,7 +67,7 @@ def parts_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _network(row: Row) -> list[str]:
-    return [row["network"], row.get("variant") or ProblemConfig().reconstruction]
+    return [row["network"], row.get("variant") or ProblemConfig().reconstruct]
 
 
 def _cores(row: Row) -> int:

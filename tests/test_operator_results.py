@@ -63,7 +63,7 @@ def test_arms_differ_in_what_they_may_do():
     }
     for arm in (JOINT, "pruning", "filter-groups"):
         problem = configuration(options, Spec("choice", "resnet56", "macs", arm, "1")).problem
-        assert problem.reconstruction == "symmetric" and not problem.balanced
+        assert problem.reconstruct == "asymmetric" and not problem.balanced
     fixed = configuration(options, Spec(FIXED, "resnet56", "0.25", "channel-svd"))
     assert fixed.problem.budget == ("macs=0.25",) and fixed.agent.algorithm == "uniform"
 

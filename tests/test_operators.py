@@ -278,11 +278,11 @@ def test_an_operator_that_lowers_nothing_takes_no_part_and_the_run_says_so(netwo
     assert knobs == () and len(notes) == 1
 
 
-@pytest.mark.parametrize("reconstruct", ["auto", "symmetric", "none", "asymmetric"])
+@pytest.mark.parametrize("reconstruct", ["symmetric", "none", "asymmetric"])
 def test_a_fit_to_weights_alone_is_said(network: Network, reconstruct: str):
     config = ProblemConfig(operators=("filter-groups",), reconstruct=reconstruct)
     said = [note for note in make_operator_knobs(config, network)[1] if "as its weights give it" in note]
-    assert len(said) == (reconstruct in ("none", "asymmetric"))
+    assert len(said) == (reconstruct == "none")
     only = ProblemConfig(budget=("size=0.2",), operators=("clustered-kernels",), reconstruct=reconstruct)
     knobs, notes = make_operator_knobs(only, network)
     assert knobs and len(notes) == 1  # kernels are clustered by their weights in any case

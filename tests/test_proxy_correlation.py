@@ -90,7 +90,7 @@ def test_a_study_that_is_cut_ends_as_an_uncut_one(tmp_path: Path, monkeypatch: p
     assert set(figures["proxy_rank_correlation"]) == {"raw", "renormalized", "symmetric", "asymmetric"}
     assert set(figures["reward_against_test"]) == {*figures["proxy_rank_correlation"], "tuned"}
     assert set(figures["proxy_seconds"]) == set(figures["proxy_rank_correlation"])
-    assert figures["default"] == ProblemConfig().reconstruction
+    assert figures["default"] == ProblemConfig().reconstruct
     assert len({each["policy"] for each in lines(whole)}) >= 4  # so small a network has few
 
 

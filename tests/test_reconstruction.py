@@ -384,5 +384,5 @@ def test_a_channel_that_its_batch_norm_silences_makes_up_for_nothing():
 
 
 def test_what_is_no_reconstruction_is_refused():
-    with pytest.raises(UserError, match="--reconstruct is auto, none, symmetric or asymmetric, not True"):
+    with pytest.raises(UserError, match="--reconstruct is none, symmetric or asymmetric, not True"):
         ProblemConfig(reconstruct=True)  # type: ignore[arg-type]

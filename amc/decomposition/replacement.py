@@ -10,7 +10,7 @@ from amc.compress import Phase
 from amc.decomposition.kept_fits import KeptFits
 from amc.decomposition.operator import AMOUNT
 from amc.decomposition.registry import get_operator
-from amc.decomposition.responses import Responses
+from amc.decomposition.responses import REPLACED, Replace, Responses
 from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.pruning.reconstruction import InputMoments
@@ -49,14 +49,37 @@ class OperatorReplacement:
         self._fits = KeptFits(KEPT_BYTES)
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
-        """Put the fitted module in the place of every layer whose decision names an operator."""
+        """Put the fitted module in the place of every layer whose decision names an operator.
+
+        Layers that the reconstruction has replaced stay as it left them.
+        """
+        done = model.meta.get(REPLACED, frozenset())
         positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
         for layer in network.layers:
             decision = policy[layer.name]
-            if decision.replaced:
+            if decision.replaced and layer.name not in done:
                 amount = decision.values[AMOUNT]
                 fitted = self._fitted(model, network, layer.name, decision.operator, amount, positions)
                 model.set_submodule(layer.name, clone_module(fitted))
+
+    def ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
+        """What makes the replacements in the course of a reconstruction; nothing of it is kept."""
+
+        def way(name: str, operator: str, amount: int) -> Replace:
+            start = self._start(network, name, operator, amount)
+
+            def replace(layer: nn.Module, responses: Responses | None) -> nn.Module:
+                fitting, conv = get_operator(operator), cast(nn.Conv2d, layer)
+                return fitting.fit(conv, amount, responses if fitting.uses_responses else None, start)
+
+            return replace
+
+        chosen = ((layer.name, policy[layer.name]) for layer in network.layers)
+        return {
+            name: way(name, decision.operator, decision.values[AMOUNT])
+            for name, decision in chosen
+            if decision.replaced
+        }
 
     def _fitted(
         self,

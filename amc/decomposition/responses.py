@@ -3,19 +3,24 @@
 With H = X A^T the responses of the first factor A and Y = X_0 W^T the original ones, the second factor is
 P = argmin || Y - H P^T ||^2 = Y^T H (H^T H)^-1 (response reconstruction after Zhang, Zou, He and Sun, 2016).
 Both products follow from the second moments of the original inputs, which are computed once a network, so
-that no policy needs another forward pass. This differs from the calibration of filter groups as we know it
-of Peng et al. (ECCV 2018), whose H are responses to what the compressed layers in front give: our inputs are
-those of the original network, and what the layers in front do to them is not seen. Only the symmetric
-reconstruction has these moments; with another one, and with none, the fit is that of the weights.
+that no policy needs another forward pass.
+
+The asymmetric reconstruction replaces layers in execution order, with H what the compressed layers in front
+give, as Peng et al. (ECCV 2018) calibrate filter groups (`amc.pruning.asymmetric`). With the symmetric one
+the inputs are those of the original network, and what the layers in front do to them is not seen. Without
+either the fit is that of the weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amc.pruning.reconstruction import InputMoments, weight_columns
 
+REPLACED = "amc_replaced"
+"""Key of a module's `meta`: the layers that the reconstruction has replaced or quantized in its course."""
 RIDGE = 1e-6
 """Added to the diagonal of H^T H, relative to its mean."""
 
@@ -28,7 +33,7 @@ class Responses:
         second: second moment of the inputs that are left, float64 [d, d]; d = kept inputs x kernel.
         cross: moment of those inputs and the original outputs, float64 [d, out].
         mean: of the inputs that are left, float64 [d]; zero where no intercept is free.
-        wanted: mean of the original outputs, float64 [out].
+        wanted: mean of the outputs, without the bias that the layer has by then, float64 [out].
     """
 
     second: Tensor
@@ -47,6 +52,11 @@ class Responses:
         flat = rows.reshape(len(rows), -1).double().cpu()
         seen = moments.second[columns]
         return cls(seen[:, columns], seen @ flat.T, moments.mean[columns], flat @ moments.mean)
+
+    def of_inputs(self, inputs: int) -> "Responses":
+        """With the order of rows (`amc.pruning.patches`) turned into that of a weight with so many inputs."""
+        order = torch.arange(len(self.mean)).reshape(-1, inputs).T.flatten()
+        return Responses(self.second[order][:, order], self.cross[order], self.mean[order], self.wanted)
 
     def fit(self, basis: Tensor) -> tuple[Tensor, Tensor]:
         """The best second factor for a first one.
@@ -73,3 +83,7 @@ class Responses:
         """
         flat = weight.detach().reshape(len(weight), -1).double().cpu()
         return float((flat @ self.second * flat).sum() - 2 * (flat.T * self.cross).sum())
+
+
+Replace = Callable[[nn.Module, Responses | None], nn.Module]
+"""From a layer, its lost channels removed, and its responses where they are known to what replaces it."""

@@ -5,19 +5,25 @@ network and Y the outputs of the original on the same images and positions, W' m
 layer by layer in execution order, so that a layer also makes up for the errors of those before it. The
 original gives Y once; Z, and with it Z^T Z and Z^T Y = (Z^T X) W^T, are new for every policy.
 
+What an operator puts in the place of a layer is made when the layer's turn comes, from its refitted weight
+and from Z^T Z and Z^T Y, so that it is fitted to what the compressed network gives it (as filter groups are
+in Peng et al., ECCV 2018). Weights are quantized then, too. So the layers behind make up for those errors.
+
 A layer that ends in a sum (`amc.pruning.sums`) also makes up for the other summand: with S that summand in
 the original and S' in the pruned network, its batch norm of scale gamma / sigma between, it is fitted to
 Y + (S - S') sigma / gamma. Its batch norm then maps as the original's did, although its inputs vary
 differently; where no sum follows, re-normalization alone is left to set that right.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 
 import torch
 from torch import Tensor, fx, nn
 
+from amc.decomposition.responses import REPLACED, Replace, Responses
 from amc.groups import NORMS
 from amc.network import Layer, Network
 from amc.precision import bfloat16, rounded_products
@@ -30,6 +36,7 @@ from amc.pruning.patches import (
     outputs_of,
 )
 from amc.pruning.reconstruction import (
+    NOTHING_REPLACED,
     Positions,
     has_intercept,
     refit,
@@ -37,6 +44,7 @@ from amc.pruning.reconstruction import (
     solve_weight,
 )
 from amc.pruning.sums import Summand, Values, WatchedRun, summands
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
 
 Watcher = Callable[[Tensor, Values], None]
 LEAST_FACTOR = 1e-6
@@ -51,11 +59,13 @@ class Fit:
         weight: float64 [out, d].
         shift: of the outputs, float64 [out]; zero without an intercept.
         mean: of the targets, [out]; zero without an intercept.
+        responses: what it was fitted to, its inputs in the order of the rows.
     """
 
     weight: Tensor
     shift: Tensor
     mean: Tensor
+    responses: Responses
 
 
 def asymmetric_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool) -> Fit:
@@ -71,11 +81,12 @@ def asymmetric_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bo
     # Products in float32 take half the time; centred first, they lose nothing that the ridge would keep.
     z, y = inputs.sub_(mean_z), targets - mean_y
     second, cross = (z.T @ z).double() / len(z), (z.T @ y).double() / len(z)
-    weight = solve_weight(second, cross, prior.double())
-    return Fit(weight, mean_y - weight @ mean_z.double(), mean_y)
+    weight, mean = solve_weight(second, cross, prior.double()), mean_z.double()
+    shift = weight @ mean
+    return Fit(weight, mean_y - shift, mean_y, Responses(second, cross, mean, shift))
 
 
-def grouped_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool) -> Fit:
+def grouped_fits(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool) -> list[Fit]:
     """The fits of all groups of a convolution, each to its own inputs.
 
     Args:
@@ -83,8 +94,7 @@ def grouped_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool)
         targets, prior, intercept: as of `asymmetric_fit`; the outputs of the groups lie one after the other.
     """
     parts = zip(inputs, targets.chunk(len(inputs), dim=1), prior.chunk(len(inputs)), strict=True)
-    fits = [asymmetric_fit(*part, intercept) for part in parts]
-    return Fit(*(torch.cat([getattr(fit, name) for fit in fits]) for name in ("weight", "shift", "mean")))
+    return [asymmetric_fit(*part, intercept) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,7 @@ class AsymmetricReconstruction:
         positions: int = POSITIONS_PER_IMAGE,
         seed: int = 0,
         rounds: bool = False,
+        every: bool = False,
     ) -> "AsymmetricReconstruction":
         """Draw the targets from the original network.
 
@@ -130,6 +141,8 @@ class AsymmetricReconstruction:
             positions: output positions drawn for each batch.
             seed: draws them.
             rounds: whether pruned networks compute in bfloat16.
+            every: whether layers will be replaced, so that also those have targets that never lose inputs;
+                depthwise ones have none.
         """
         ends, targets, others = summands(network), dict[str, list[Tensor]](), dict[str, list[Tensor]]()
 
@@ -145,7 +158,9 @@ class AsymmetricReconstruction:
 
             return draw
 
-        watchers = {layer.name: drawer(layer.name) for layer in refittable(network)}
+        dense = [layer for layer in network.layers if layer.kind != "depthwise"]
+        drawn = dense if every else refittable(network)
+        watchers = {layer.name: drawer(layer.name) for layer in drawn}
         with torch.no_grad():
             for batch in batches:
                 WatchedRun(network.module, watchers).run(batch)
@@ -159,22 +174,33 @@ class AsymmetricReconstruction:
             rounds,
         )
 
-    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> bool:
+    def __call__(
+        self,
+        model: fx.GraphModule,
+        network: Network,
+        positions: Positions,
+        replace: Mapping[str, Replace] = NOTHING_REPLACED,
+    ) -> bool:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
 
-        Where residual blocks are gone, every layer has other inputs than before.
+        Where residual blocks are gone, every layer has other inputs than before; so has every one behind a
+        layer that is replaced.
 
         Returns:
             Whether that has re-normalized the batch norms: not if nothing was to be refitted.
         """
-        lost = [layer for layer in network.layers if layer.name in self.targets]
-        if not self.targets.keys() - {layer.name for layer in network.layers}:
-            lost = [layer for layer in lost if (layer.name, "in") in positions]
-        if not lost:
+        refitted = self._refitted(network, positions, replace)
+        if not refitted and not replace:
             return False
         ends, watchers = summands(network), dict[str, Watcher]()
-        for layer in lost:
-            watchers[layer.name] = self._refitter(layer, model, network, positions, ends.get(layer.name))
+        for layer in network.layers:
+            way = replace.get(layer.name)
+            if layer.name in refitted:
+                end = ends.get(layer.name)
+                watchers[layer.name] = self._refitter(layer, model, network, positions, end, way)
+            elif way is not None:
+                watchers[layer.name] = partial(_put_in, model, layer.name, way)
+        model.meta[REPLACED] = frozenset(replace)
         norms = {module: module.momentum for module in model.modules() if isinstance(module, NORMS)}
         try:
             for norm in norms:
@@ -188,6 +214,17 @@ class AsymmetricReconstruction:
                 norm.momentum = momentum
         return bool(norms)
 
+    def _refitted(
+        self, network: Network, positions: Positions, replace: Mapping[str, Replace]
+    ) -> frozenset[str]:
+        """The layers whose inputs are not what they were."""
+        names = [layer.name for layer in network.layers]
+        known = [name for name in names if name in self.targets]
+        if self.targets.keys() - {*names}:
+            return frozenset(known)
+        first = min((names.index(name) for name in replace), default=len(names))
+        return frozenset(n for n in known if (n, "in") in positions or names.index(n) >= first)
+
     def _refitter(
         self,
         layer: Layer,
@@ -195,8 +232,15 @@ class AsymmetricReconstruction:
         network: Network,
         positions: Positions,
         end: Summand | None,
+        way: Replace | None,
     ) -> Watcher:
-        """What refits a layer when its inputs arrive, and where it ends in a sum the batch norm behind it."""
+        """What refits a layer when its inputs arrive, and where it ends in a sum the batch norm behind it.
+
+        Args:
+            layer, model, network, positions: which layer of what.
+            end: the sum that it ends in.
+            way: what replaces it then.
+        """
         module, original = (each.get_submodule(layer.name) for each in (model, network.module))
         whole = original.get_parameter("weight")
         rows = positions.get((layer.name, "out"), torch.arange(len(whole)))
@@ -215,13 +259,18 @@ class AsymmetricReconstruction:
                     wanted = targets + (missing / norm.used if norm else missing)
                 weight = module.get_parameter("weight")
                 parts = by_group(inputs, weight, groups)
-                fit = grouped_fit(parts, wanted, prior, has_intercept(layer))
-                refit(module, from_design(fit.weight, weight.shape), fit.shift)
+                fits = grouped_fits(parts, wanted, prior, has_intercept(layer))
+                solution = torch.cat([fit.weight for fit in fits])
+                shift = torch.cat([fit.shift for fit in fits])
+                refit(module, from_design(solution, weight.shape), shift)
+                if way is not None:
+                    responses = fits[0].responses.of_inputs(weight.shape[1])
+                    model.set_submodule(layer.name, way(module, responses))
                 if end and end.norm and norm:
                     bias = original.bias[rows] if isinstance(original.bias, nn.Parameter) else 0.0
-                    chunks = zip(parts, fit.weight.float().chunk(groups), strict=True)
-                    variance = torch.cat([(part @ own.T).square().mean(dim=0) for part, own in chunks])
-                    norm.keep_in(model.get_submodule(end.norm), fit.mean + bias, variance)
+                    variance = _variance(model.get_submodule(layer.name), weight.shape, parts, x)
+                    mean = torch.cat([fit.mean for fit in fits])
+                    norm.keep_in(model.get_submodule(end.norm), mean + bias, variance)
 
         return refit_to
 
@@ -235,6 +284,31 @@ class AsymmetricReconstruction:
             if beside is not None:
                 others.append(patches.outputs(beside))
         return torch.cat(inputs).float(), torch.cat(others).float() if others else None
+
+
+def _put_in(model: fx.GraphModule, name: str, way: Replace, x: Tensor, values: Values) -> None:
+    """Replace a layer whose inputs are the images, or whose outputs nothing was drawn of."""
+    with bfloat16(False):
+        model.set_submodule(name, way(model.get_submodule(name), None))
+
+
+def _variance(module: nn.Module, shape: torch.Size, parts: Tensor, x: Tensor) -> Tensor:
+    """Variance of a layer's outputs, [channels].
+
+    Args:
+        module: the layer, or what has replaced it.
+        shape: of the layer's weight, [out, in / groups, ...].
+        parts: rows of its inputs, [groups, rows, d]; centred.
+        x: its inputs, for modules that have no such weight.
+    """
+    dense = getattr(module, "weight", None)  # a chain has none
+    if isinstance(module, QuantizedConv2d | QuantizedLinear):
+        dense = module.quantizer(module.weight)
+    if isinstance(dense, Tensor) and dense.shape == shape:
+        chunks = zip(parts, design(dense.float()).chunk(len(parts)), strict=True)
+        return torch.cat([(part @ own.T).square().mean(dim=0) for part, own in chunks])
+    outputs = module(x)
+    return outputs.var(dim=[d for d in range(outputs.ndim) if d != 1], correction=0)
 
 
 @dataclass(frozen=True)

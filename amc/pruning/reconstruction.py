@@ -17,7 +17,8 @@ intercept has the largest correlation with the original output that a linear lay
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +26,10 @@ from torch import Tensor, fx, nn
 from amc.network import Layer, Network
 from amc.pruning.patches import POSITIONS_PER_IMAGE, PatchSampler, by_group
 
+if TYPE_CHECKING:
+    from amc.decomposition.responses import Replace
+
+NOTHING_REPLACED: "Mapping[str, Replace]" = MappingProxyType({})
 RIDGE = 1e-6
 """Added to the diagonal, relative to its mean: inputs that are always equal make the matrix singular."""
 
@@ -35,8 +40,19 @@ Positions = Mapping[tuple[str, str], Tensor]
 class Reconstruction(Protocol):
     """Refits a sliced model."""
 
-    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> bool:
+    def __call__(
+        self,
+        model: fx.GraphModule,
+        network: Network,
+        positions: Positions,
+        replace: "Mapping[str, Replace]" = NOTHING_REPLACED,
+    ) -> bool:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
+
+        Args:
+            model, network, positions: what has been sliced how.
+            replace: layer to what will replace it. Who does that here says so in the model's `meta`
+                (`amc.decomposition.responses.REPLACED`).
 
         Returns:
             Whether that has re-normalized the batch norms, too.
@@ -185,8 +201,17 @@ class SymmetricReconstruction:
 
     moments: Mapping[str, InputMoments]
 
-    def __call__(self, model: fx.GraphModule, network: Network, positions: Positions) -> bool:
-        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place."""
+    def __call__(
+        self,
+        model: fx.GraphModule,
+        network: Network,
+        positions: Positions,
+        replace: "Mapping[str, Replace]" = NOTHING_REPLACED,
+    ) -> bool:
+        """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
+
+        What replaces layers does not depend on other layers here, so it is left to who comes later.
+        """
         for name, known in self.moments.items():
             kept = positions.get((name, "in"))
             if kept is None:

@@ -1,0 +1,192 @@
+"""Operators in the course of the asymmetric reconstruction: fitted to what the compressed network gives."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
+from amc.decomposition.chain import Chain
+from amc.decomposition.replacement import OperatorReplacement
+from amc.decomposition.responses import REPLACED, Responses
+from amc.inference import fold_norms, inference_form
+from amc.knobs import BITS, BitsKnob
+from amc.network import Network
+from amc.policy import CompressionPolicy, LayerDecision
+from amc.pruning.asymmetric import AsymmetricReconstruction
+from amc.pruning.importance import rank_channels
+from amc.pruning.reconstruction import SymmetricReconstruction, input_moments
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.recovery.calibrate import calibrate
+from tests.operator_pieces import ALL, BOTH, mixed_network, policy_with, random_policies, space_of, walk_under
+
+GROUPS = {name: ("filter-groups", 2) for name in ("inner.0", "outer.0", "wide.0")}
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return mixed_network()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def parts(network: Network, images: torch.Tensor, kind: str) -> list:
+    """The compressors of a search with operators."""
+    batches = list(images.split(32))
+    made: dict[str, Callable] = {
+        "symmetric": lambda: SymmetricReconstruction(input_moments(network, batches, positions=64)),
+        "asymmetric": lambda: AsymmetricReconstruction.of(network, batches, positions=64, every=True),
+        "none": lambda: None,
+    }
+    refits = made[kind]()
+    pruning = ChannelPruning(rank_channels(network, "l2"), reconstruction=refits)
+    operators = OperatorReplacement(pruning.kept, getattr(refits, "moments", None))
+    weights = WeightQuantization(BitsKnob("weight_bits", network, BITS))
+    return [
+        pruning.along_with(operators, weights),
+        operators,
+        weights,
+        ActivationQuantization(BitsKnob("activation_bits", network, BITS)),
+    ]
+
+
+def outputs(network: Network, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    fast = inference_form(model)
+    calibrate(fast, [images])
+    with torch.no_grad():
+        return fast(images)
+
+
+@pytest.mark.parametrize("policy", [{"operators": GROUPS}, {"operators": {}, "weight_bits": 3}])
+def test_layers_behind_make_up_for_what_replaces_those_in_front(
+    network: Network, images: torch.Tensor, policy: dict
+):
+    """And for weights that are quantized."""
+    policy = policy_with(network, **policy)
+    with torch.no_grad():
+        wanted = network.module(images)
+    errors = {
+        kind: float(
+            (outputs(network, apply(policy, network, parts(network, images, kind)), images) - wanted)
+            .square()
+            .mean()
+        )
+        for kind in ("none", "symmetric", "asymmetric")
+    }
+    assert errors["asymmetric"] < 0.8 * min(errors["symmetric"], errors["none"])
+
+
+def test_what_changes_nothing_leaves_the_network_as_it_was(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    """An operator that puts the layer itself in its place."""
+    network = mixed_network()
+    calibrate(network.module, [images])  # nothing is left for re-normalization to change
+    monkeypatch.setattr(
+        "amc.decomposition.filter_groups.FilterGroups.fit",
+        lambda self, conv, amount, responses=None, start=None: copy.deepcopy(conv),
+    )
+    model = apply(policy_with(network, GROUPS), network, parts(network, images, "asymmetric"))
+    assert model.meta[REPLACED] == {*GROUPS}
+    expected = outputs(network, network.copy(), images)
+    torch.testing.assert_close(outputs(network, model, images), expected, atol=2e-3, rtol=1e-2)
+
+
+def test_responses_are_those_of_the_compressed_network(network: Network, images: torch.Tensor):
+    """Moments of a layer's real inputs, in the order of its weight, and the mean that its bias keeps."""
+    seen: dict[str, tuple[Responses, torch.Tensor]] = {}
+    compressors = parts(network, images, "asymmetric")
+    operators = compressors[0].layerwise[0]
+    ways = operators.ways
+
+    def watched(network: Network, policy: CompressionPolicy) -> dict:
+        def watch(name: str, way: Callable) -> Callable:
+            def replace(layer: nn.Module, responses: Responses | None) -> nn.Module:
+                if responses is not None:
+                    seen[name] = responses, layer.weight.detach().clone()
+                return way(layer, responses)
+
+            return replace
+
+        return {name: watch(name, way) for name, way in ways(network, policy).items()}
+
+    operators.ways = watched
+    model = apply(policy_with(network, GROUPS), network, compressors).train()
+    inputs: dict[str, torch.Tensor] = {}
+    for name in GROUPS:
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, name=name: inputs.update({name: given[0]})
+        )
+    with torch.no_grad():
+        model(images)
+    for name, (responses, weight) in seen.items():
+        conv = network.module.get_submodule(name)
+        columns = nn.functional.unfold(inputs[name], 3, padding=1, stride=conv.stride)
+        rows = columns.transpose(1, 2).flatten(0, 1).double()
+        torch.testing.assert_close(responses.mean, rows.mean(dim=0), atol=2e-4, rtol=1e-3)
+        centred = rows - rows.mean(dim=0)
+        torch.testing.assert_close(responses.second, centred.T @ centred / len(rows), atol=2e-3, rtol=1e-2)
+        torch.testing.assert_close(responses.wanted, weight.flatten(1).double() @ responses.mean)
+    assert {*seen} == {*GROUPS}
+
+
+def test_statistics_are_those_that_calibration_would_find(network: Network, images: torch.Tensor):
+    """So an evaluation of floats needs no calibration of its own."""
+    policy = policy_with(network, BOTH)
+    assert policy.stays_float and not policy_with(network, BOTH, activation_bits=8).stays_float
+    model = apply(policy, network, parts(network, images, "asymmetric"))
+    assert isinstance(model.get_submodule("outer.0"), Chain)
+    as_left = inference_form(model)
+    fold_norms(as_left)
+    with torch.no_grad():
+        torch.testing.assert_close(as_left(images), outputs(network, model, images), atol=1e-3, rtol=1e-2)
+
+
+def test_any_policy_can_be_carried_out(network: Network, images: torch.Tensor):
+    """Operators, channels and bits together, and layers that nothing was drawn of."""
+    compressors = parts(network, images, "asymmetric")
+    walk = walk_under(space_of(network, ALL, (2, 4, 8), (8,)), size=0.1)
+    for policy in random_policies(walk, 6):
+        model = apply(policy, network, compressors)
+        quantized = {name for name, bits in policy.values("weight_bits").items() if bits < 32}
+        replaced = {decision.point for decision in policy.decisions if decision.replaced}
+        assert model.meta[REPLACED] == quantized | replaced
+        assert bool(outputs(network, model, images).isfinite().all())
+    first = policy_with(network, {"first.0": ("channel-svd", 2)})
+    model = apply(first, network, compressors)
+    assert isinstance(model.get_submodule("first.0"), Chain)
+    assert bool(outputs(network, model, images).isfinite().all())
+
+
+def test_weights_are_quantized_in_their_turn_and_no_second_time(
+    network: Network, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of what replaces a layer too, and those that no bits can make smaller stay floats."""
+    compressors = parts(network, images, "asymmetric")
+    kind, fitted = compressors[2].quantizer, list[int]()
+    fit = kind.fitted
+    monkeypatch.setattr(kind, "fitted", lambda weight, bits: fitted.append(bits) or fit(weight, bits))
+    model = apply(policy_with(network, GROUPS, weight_bits=4), network, compressors)
+    chains = [part for name in GROUPS for part in model.get_submodule(name) if isinstance(part, nn.Conv2d)]
+    alone = [layer.name for layer in network.layers if layer.name not in GROUPS]
+    layers = [*chains, *(model.get_submodule(name) for name in alone)]
+    assert all(isinstance(layer, QuantizedConv2d | QuantizedLinear) for layer in layers)
+    assert fitted == [4] * len(layers) == [4] * (2 * len(GROUPS) + len(alone))
+    half = CompressionPolicy(
+        network.fingerprint,
+        tuple(
+            LayerDecision(layer.name, {"weight_bits": 4 if layer.name == "wide.0" else 32})
+            for layer in network.layers
+        ),
+    )
+    model = apply(half, network, compressors)
+    assert model.meta[REPLACED] == {"wide.0"}
+    # Layers in front of the first error are as they were; those behind it are refitted.
+    weights = {name: model.get_submodule(name).get_parameter("weight") for name in ("outer.0", "point.0")}
+    assert torch.equal(weights["outer.0"], network.module.get_parameter("outer.0.weight"))
+    assert not torch.equal(weights["point.0"], network.module.get_parameter("point.0.weight"))
