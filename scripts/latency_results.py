@@ -91,7 +91,7 @@ def row_id(options: LatencyResults, spec: Spec) -> str:
 def about(options: LatencyResults, spec: Spec) -> dict[str, Any]:
     """What a row says of itself besides its fields."""
     by_default = ProblemConfig()
-    searched = {"importance": by_default.importance, "reconstruct": by_default.reconstruction}
+    searched = {"importance": by_default.importance, "reconstruct": by_default.reconstruct}
     return {
         "label": options.label,
         "command": command(options, spec),
