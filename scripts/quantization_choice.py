@@ -8,12 +8,16 @@ least sum of relative errors over the layers (Shoham and Gersho, IEEE Trans. ASS
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import fx, nn
 
+from amc.decomposition.responses import Responses
+from amc.inference import inference_form
 from amc.network import Network
+from amc.pruning.asymmetric import AsymmetricReconstruction
 from amc.quantization.modules import with_quantized_weight
 from amc.quantization.registry import WEIGHT_QUANTIZERS
 from scripts.quantization_rows import CHOICES, QuantizationResults, Spec
@@ -62,12 +66,12 @@ def choice_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
 
 
 def arm_figures(bench: Bench, chosen: Mapping[str, Option]) -> dict[str, Any]:
-    """What one allocation comes to; accuracy in percent after re-normalization from all of the images."""
-    model = quantized(bench.network, chosen)
+    """What one allocation comes to; accuracy in percent."""
+    model = quantized(bench.network, chosen, bench.refits)
     return {
         "bytes": round(sum(option.size for option in chosen.values())),
         "error": round(sum(option.error for option in chosen.values()), 4),
-        "test": bench.renormalized(model),
+        "test": bench.score(inference_form(model)),
         "bits": [option.bits for option in chosen.values()],
         "layers": dict(Counter(option.quantizer for option in chosen.values())),
     }
@@ -132,12 +136,16 @@ def allocated(ways: Options, quantizers: Collection[str], limit: float) -> dict[
     return best
 
 
-def quantized(network: Network, chosen: Mapping[str, Option]) -> fx.GraphModule:
-    """The network with these weights."""
+def quantized(
+    network: Network, chosen: Mapping[str, Option], refits: AsymmetricReconstruction
+) -> fx.GraphModule:
+    """The network with these weights; as in a search, layers make up for those in front of them."""
     model = network.copy()
-    for name, option in chosen.items():
-        layer = model.get_submodule(name)
+
+    def quantize(option: Option, layer: nn.Module, responses: Responses | None) -> nn.Module:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         fitted = WEIGHT_QUANTIZERS[option.quantizer].fitted(layer.weight, option.bits)
-        model.set_submodule(name, with_quantized_weight(layer, fitted))
+        return with_quantized_weight(layer, fitted)
+
+    refits(model, network, {}, {name: partial(quantize, option) for name, option in chosen.items()})
     return model.eval()

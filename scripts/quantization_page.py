@@ -94,8 +94,9 @@ SECTIONS = (
         "A quantizer for each layer?",
         "What a choice of the quantizer, layer by layer, can win: weights of all layers in as many bytes as "
         "the uniform quantizer takes with so many bits everywhere, spent with the least sum of relative "
-        "errors over the layers, by each quantizer alone and by whichever is best in a layer; re-normalized "
-        "from 1,000 images, test split. Quantizers that do not fit into the bytes are left out. "
+        "errors over the layers, by each quantizer alone and by whichever is best in a layer; layers are "
+        "refitted to make up for those in front of them, as in a search; test split. Quantizers that do not "
+        "fit into the bytes are left out. "
         "`python -m scripts.quantization_results --only 'choice/*'`.",
     ),
     (

@@ -16,6 +16,7 @@ from amc.inference import fold_norms, inference_form
 from amc.knobs import BITS, BitsKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy, LayerDecision
+from amc.pruning.asymmetric import AsymmetricReconstruction
 from amc.quantization.kmeans import KmeansWeightQuantizer, huffman_bytes
 from amc.quantization.modules import recalibrate
 from amc.quantization.protocol import NOT_QUANTIZED, WeightQuantizer
@@ -26,6 +27,7 @@ from amc.quantization.uniform import dequantize_weight, fit_weight_scale, quanti
 from amc.quantization.value_aware import SHARE, quantized_weight
 from amc.recovery.calibrate import calibrate
 from amc.slicing import clone_module
+from envs.pruning import REFIT_BATCHES
 from scripts.quantization_rows import CHOICES, QuantizationResults, Spec
 from scripts.quantization_searches import traced
 
@@ -192,11 +194,10 @@ class Bench:
             found[f"{count} images"] = self.score(fast)
         return found
 
-    def renormalized(self, model: fx.GraphModule) -> float:
-        """Accuracy in percent with batch norms re-estimated from all of the images."""
-        fast = inference_form(model)
-        calibrate(fast, self.pool.split(200))
-        return self.score(fast)
+    @cached_property
+    def refits(self) -> AsymmetricReconstruction:
+        """What lets layers make up for those in front of them, from as many images as in a search."""
+        return AsymmetricReconstruction.of(self.network, self.pool.split(200)[:REFIT_BATCHES], every=True)
 
     def compressed(self, kind: type[WeightQuantizer], bits: int) -> fx.GraphModule:
         """The network with the weights of every layer but the first and the last quantized."""

@@ -8,6 +8,7 @@ import torch
 from amc.data.digits import digits
 from amc.package_form import packed_form
 from amc.package_tensors import flat_tensors
+from amc.pruning.asymmetric import AsymmetricReconstruction
 from amc.quantization.registry import WEIGHT_QUANTIZERS
 from scripts import quantization_choice as choice
 from scripts import quantization_page as page
@@ -46,7 +47,8 @@ def test_bytes_of_whole_bits_are_those_of_the_file_and_others_lie_between(traced
         name: next(one for one in layer if (one.quantizer, one.bits) == ("uniform", 3))
         for name, layer in ways.items()
     }
-    tensors = flat_tensors(packed_form(choice.quantized(network, chosen), network))
+    refits = AsymmetricReconstruction.of(network, [torch.randn(8, *network.example.shape[1:])], every=True)
+    tensors = flat_tensors(packed_form(choice.quantized(network, chosen, refits), network))
     biases = sum(layer.out_channels for layer in network.layers) * 4
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert choice.bytes_of(ways, 3) == stored - biases
