@@ -60,6 +60,9 @@ class Layerwise(Protocol):
     It then leaves alone what the model's `meta` says is done (`amc.decomposition.responses.REPLACED`).
     """
 
+    def begin(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
+        """Do what has to be done before the first layer's turn, in place."""
+
     def ways(self, network: Network, policy: CompressionPolicy) -> Mapping[str, Replace]:
         """Layer to what makes its replacement, for those that the policy has something for."""
 
@@ -159,8 +162,11 @@ class ChannelPruning:
         positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
         apply_slices(model, positions)
         if self.reconstruction is not None:
-            ways = self._ways(network, policy)
-            model.meta[RENORMALIZED] = self.reconstruction(model, network, positions, ways)
+            for compressor in self.layerwise:
+                compressor.begin(model, network, policy)
+            renormalized = self.reconstruction(model, network, positions, self._ways(network, policy))
+            # Where bits come later, statistics are not yet those of the finished network.
+            model.meta[RENORMALIZED] = renormalized and (bool(self.layerwise) or policy.stays_float)
 
     def _ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
         """Layer to all that is to become of it, one after the other."""
@@ -195,6 +201,9 @@ class WeightQuantization:
         for name, way in self.ways(network, policy).items():
             if name not in done:
                 model.set_submodule(name, way(model.get_submodule(name), None))
+
+    def begin(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
+        """Every weight has its turn."""
 
     def ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
         """What quantizes the layers that the policy gives bits to."""
@@ -241,12 +250,30 @@ class ActivationQuantization:
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Switch on the quantization points; the next forward pass fits their ranges."""
+        if REPLACED in model.meta:
+            return  # the pass that has refitted the layers has fitted them
+        self.begin(model, network, policy)
+        for name, way in self.ways(network, policy).items():
+            way(model.get_submodule(name), None)
+
+    def begin(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
+        """Switch on the points in front of layers, so that these make up for what that costs."""
         bits = point_bits(network.points, policy.values("activation_bits"))
         for point in network.points:
             stored = point.role == "storage" and not self.quantizer.integer_codes
             kind = ActivationQuantizer if stored else self.quantizer
             model.set_submodule(point.name, kind(bits[point.name]))
-        for name, own in policy.values("activation_bits").items():
-            layer = model.get_submodule(name) if own != NOT_QUANTIZED else None
-            if isinstance(layer, Chain):
-                layer.quantize_between(partial(self.quantizer, own))
+
+    def ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
+        """What quantizes the values inside of layers that are replaced by several."""
+        bits = policy.values("activation_bits")
+        return {
+            layer.name: partial(self._between, bits[layer.name])
+            for layer in network.layers
+            if bits.get(layer.name, NOT_QUANTIZED) != NOT_QUANTIZED and policy[layer.name].replaced
+        }
+
+    def _between(self, bits: int, module: nn.Module, responses: Responses | None) -> nn.Module:
+        if isinstance(module, Chain):
+            module.quantize_between(partial(self.quantizer, bits))
+        return module

@@ -140,7 +140,7 @@ class Evaluator:
         """The policy's network, and the same in the form that is scored."""
         model = apply(policy, self.network, compressors, self.watch).to(self.device)
         fast = self._inference_form(model)
-        if not (model.meta.get(RENORMALIZED) and policy.stays_float):
+        if not model.meta.get(RENORMALIZED):
             with self.watch("calibration"):
                 with self._arithmetic(fast):
                     calibrate(fast, self.calibration)

@@ -112,13 +112,14 @@ def make_evaluator(
     pruning = ChannelPruning(orders, knobs[0], refits)
     operators = [OperatorReplacement(pruning.kept, moments)] if space.chooses else []
     weights = WeightQuantization(knobs[1], config.weight_quantizer)
+    activations = ActivationQuantization(knobs[2], config.activation_quantizer)
     compressors: list[Compressor] = [
-        pruning.along_with(*operators, weights) if layerwise else pruning,
+        pruning.along_with(*operators, weights, activations) if layerwise else pruning,
         *own,
         *operators,
         *(FineGrainedPruning(knob) for knob in space.knobs if isinstance(knob, DensityKnob)),
         weights,
-        ActivationQuantization(knobs[2], config.activation_quantizer),
+        activations,
     ]
     precision = config.precision
     evaluator = Evaluator(network, space, task, compressors, costs, calibration, None, device, precision)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from amc.compress import ActivationQuantization, ChannelPruning, WeightQuantization, apply
+from amc.compress import RENORMALIZED, ActivationQuantization, ChannelPruning, WeightQuantization, apply
 from amc.decomposition.chain import Chain
 from amc.decomposition.replacement import OperatorReplacement
 from amc.decomposition.responses import REPLACED, Responses
@@ -15,10 +15,11 @@ from amc.inference import fold_norms, inference_form
 from amc.knobs import BITS, BitsKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy, LayerDecision
-from amc.pruning.asymmetric import AsymmetricReconstruction
+from amc.pruning.asymmetric import REPLACED_RIDGE, AsymmetricReconstruction, asymmetric_fit
 from amc.pruning.importance import rank_channels
-from amc.pruning.reconstruction import SymmetricReconstruction, input_moments
-from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.pruning.reconstruction import RIDGE, SymmetricReconstruction, input_moments
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, recalibrate
+from amc.quantization.protocol import PointQuantizer
 from amc.recovery.calibrate import calibrate
 from tests.operator_pieces import ALL, BOTH, mixed_network, policy_with, random_policies, space_of, walk_under
 
@@ -47,26 +48,30 @@ def parts(network: Network, images: torch.Tensor, kind: str) -> list:
     pruning = ChannelPruning(rank_channels(network, "l2"), reconstruction=refits)
     operators = OperatorReplacement(pruning.kept, getattr(refits, "moments", None))
     weights = WeightQuantization(BitsKnob("weight_bits", network, BITS))
-    return [
-        pruning.along_with(operators, weights),
-        operators,
-        weights,
-        ActivationQuantization(BitsKnob("activation_bits", network, BITS)),
-    ]
+    activations = ActivationQuantization(BitsKnob("activation_bits", network, BITS))
+    return [pruning.along_with(operators, weights, activations), operators, weights, activations]
 
 
 def outputs(network: Network, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     fast = inference_form(model)
-    calibrate(fast, [images])
+    if not model.meta.get(RENORMALIZED):
+        calibrate(fast, [images])
     with torch.no_grad():
         return fast(images)
 
 
-@pytest.mark.parametrize("policy", [{"operators": GROUPS}, {"operators": {}, "weight_bits": 3}])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"operators": GROUPS},
+        {"operators": {}, "weight_bits": 3},
+        {"operators": {}, "weight_bits": 8, "activation_bits": 3},
+    ],
+)
 def test_layers_behind_make_up_for_what_replaces_those_in_front(
     network: Network, images: torch.Tensor, policy: dict
 ):
-    """And for weights that are quantized."""
+    """And for weights and inputs that are quantized."""
     policy = policy_with(network, **policy)
     with torch.no_grad():
         wanted = network.module(images)
@@ -135,16 +140,34 @@ def test_responses_are_those_of_the_compressed_network(network: Network, images:
     assert {*seen} == {*GROUPS}
 
 
-def test_statistics_are_those_that_calibration_would_find(network: Network, images: torch.Tensor):
-    """So an evaluation of floats needs no calibration of its own."""
-    policy = policy_with(network, BOTH)
-    assert policy.stays_float and not policy_with(network, BOTH, activation_bits=8).stays_float
+@pytest.mark.parametrize("bits", [{}, {"weight_bits": 4, "activation_bits": 4}])
+def test_statistics_and_ranges_are_those_that_calibration_would_find(
+    network: Network, images: torch.Tensor, bits: dict
+):
+    """So an evaluation needs no calibration of its own."""
+    policy = policy_with(network, BOTH, **bits)
     model = apply(policy, network, parts(network, images, "asymmetric"))
-    assert isinstance(model.get_submodule("outer.0"), Chain)
-    as_left = inference_form(model)
-    fold_norms(as_left)
+    assert isinstance(model.get_submodule("outer.0"), Chain) and model.meta[RENORMALIZED]
+    points = [part for part in model.modules() if isinstance(part, PointQuantizer) and part.enabled]
+    assert len(points) == (len(network.points) + 2 if bits else 0)  # two lie inside of chains
+    assert not any(point.calibrating for point in points)
+    as_left, again = inference_form(model), inference_form(model)
+    recalibrate(again)
+    calibrate(again, [images])
+    for fast in (as_left, again):
+        fold_norms(fast)
     with torch.no_grad():
-        torch.testing.assert_close(as_left(images), outputs(network, model, images), atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(as_left(images), again(images), atol=1e-3, rtol=1e-2)
+
+
+def test_bits_that_come_later_are_calibrated_then(network: Network, images: torch.Tensor):
+    """Where single weights go, or nothing is refitted, nothing is quantized in the course of it."""
+    pruning, _, weights, activations = parts(network, images, "asymmetric")
+    policy = policy_with(network, {}, weight_bits=4, activation_bits=8)
+    assert not policy.stays_float and policy_with(network, BOTH).stays_float
+    model = apply(policy, network, [pruning.along_with(), weights, activations])
+    assert not model.meta[RENORMALIZED] and REPLACED not in model.meta
+    assert all(p.calibrating for p in model.modules() if isinstance(p, PointQuantizer) and p.enabled)
 
 
 def test_any_policy_can_be_carried_out(network: Network, images: torch.Tensor):
@@ -190,3 +213,16 @@ def test_weights_are_quantized_in_their_turn_and_no_second_time(
     weights = {name: model.get_submodule(name).get_parameter("weight") for name in ("outer.0", "point.0")}
     assert torch.equal(weights["outer.0"], network.module.get_parameter("outer.0.weight"))
     assert not torch.equal(weights["point.0"], network.module.get_parameter("point.0.weight"))
+
+
+@pytest.mark.parametrize("bits", [32, 2])
+def test_what_inputs_hardly_do_makes_no_large_weights_where_these_are_quantized(bits: int):
+    """A direction that only noise moves would ask for any weight at all."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 12, generator=generator)
+    rows[:, -1] = rows[:, 0] + 1e-2 * torch.randn(500, generator=generator)
+    prior = torch.randn(5, 12, generator=generator)
+    targets = rows @ prior.T + torch.randn(500, 5, generator=generator)
+    ridge = RIDGE if bits == 32 else REPLACED_RIDGE
+    largest = float((asymmetric_fit(rows, targets, prior, True, ridge).weight - prior).abs().max())
+    assert largest > 2 if bits == 32 else largest < 1

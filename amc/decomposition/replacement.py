@@ -62,6 +62,9 @@ class OperatorReplacement:
                 fitted = self._fitted(model, network, layer.name, decision.operator, amount, positions)
                 model.set_submodule(layer.name, clone_module(fitted))
 
+    def begin(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
+        """Every layer has its turn."""
+
     def ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
         """What makes the replacements in the course of a reconstruction; nothing of it is kept."""
 

@@ -7,7 +7,8 @@ original gives Y once; Z, and with it Z^T Z and Z^T Y = (Z^T X) W^T, are new for
 
 What an operator puts in the place of a layer is made when the layer's turn comes, from its refitted weight
 and from Z^T Z and Z^T Y, so that it is fitted to what the compressed network gives it (as filter groups are
-in Peng et al., ECCV 2018). Weights are quantized then, too. So the layers behind make up for those errors.
+in Peng et al., ECCV 2018). Weights are quantized then, too, and activations on the way. So the layers behind
+make up for all of those errors.
 
 A layer that ends in a sum (`amc.pruning.sums`) also makes up for the other summand: with S that summand in
 the original and S' in the pruned network, its batch norm of scale gamma / sigma between, it is fitted to
@@ -37,6 +38,7 @@ from amc.pruning.patches import (
 )
 from amc.pruning.reconstruction import (
     NOTHING_REPLACED,
+    RIDGE,
     Positions,
     has_intercept,
     refit,
@@ -44,9 +46,12 @@ from amc.pruning.reconstruction import (
     solve_weight,
 )
 from amc.pruning.sums import Summand, Values, WatchedRun, summands
-from amc.quantization.modules import QuantizedConv2d, QuantizedLinear
+from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, quantizes
 
 Watcher = Callable[[Tensor, Values], None]
+REPLACED_RIDGE = 1e-3
+"""Of layers that are replaced or quantized then. Along what its inputs hardly do, a weight can grow without
+any effect on the outputs, but what is stored of it then has to reach that far for all others, too."""
 LEAST_FACTOR = 1e-6
 """Channels whose batch norm scales by less than this carry nothing, and make up for nothing."""
 
@@ -68,7 +73,9 @@ class Fit:
     responses: Responses
 
 
-def asymmetric_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool) -> Fit:
+def asymmetric_fit(
+    inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool, ridge: float = RIDGE
+) -> Fit:
     """Least squares from rows of inputs and targets.
 
     Args:
@@ -76,25 +83,27 @@ def asymmetric_fit(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bo
         targets: of the original, [rows, out].
         prior: weight [out, d], for what the rows leave open.
         intercept: whether a shift of the outputs is free.
+        ridge: how firmly the weight is held to the prior.
     """
     mean_z, mean_y = (v.mean(dim=0) if intercept else v.new_zeros(v.shape[1]) for v in (inputs, targets))
     # Products in float32 take half the time; centred first, they lose nothing that the ridge would keep.
     z, y = inputs.sub_(mean_z), targets - mean_y
     second, cross = (z.T @ z).double() / len(z), (z.T @ y).double() / len(z)
-    weight, mean = solve_weight(second, cross, prior.double()), mean_z.double()
+    weight, mean = solve_weight(second, cross, prior.double(), ridge), mean_z.double()
     shift = weight @ mean
     return Fit(weight, mean_y - shift, mean_y, Responses(second, cross, mean, shift))
 
 
-def grouped_fits(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool) -> list[Fit]:
+def grouped_fits(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool, ridge: float) -> list[Fit]:
     """The fits of all groups of a convolution, each to its own inputs.
 
     Args:
         inputs: [groups, rows, d]; with an intercept they are centred, in place.
-        targets, prior, intercept: as of `asymmetric_fit`; the outputs of the groups lie one after the other.
+        targets, prior, intercept, ridge: as of `asymmetric_fit`; the outputs of the groups lie one after the
+            other.
     """
     parts = zip(inputs, targets.chunk(len(inputs), dim=1), prior.chunk(len(inputs)), strict=True)
-    return [asymmetric_fit(*part, intercept) for part in parts]
+    return [asymmetric_fit(*part, intercept, ridge) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,8 @@ class AsymmetricReconstruction:
             for norm in norms:
                 norm.train()
                 norm.momentum = 1.0  # the running statistics become the batch's
-            with torch.no_grad(), bfloat16(self.rounds):
+            # Codes of 8 bits need more of a mantissa.
+            with torch.no_grad(), bfloat16(self.rounds and not quantizes(model)):
                 WatchedRun(model, watchers).run(self.images)
         finally:
             for norm, momentum in norms.items():
@@ -259,7 +269,8 @@ class AsymmetricReconstruction:
                     wanted = targets + (missing / norm.used if norm else missing)
                 weight = module.get_parameter("weight")
                 parts = by_group(inputs, weight, groups)
-                fits = grouped_fits(parts, wanted, prior, has_intercept(layer))
+                ridge = RIDGE if way is None else REPLACED_RIDGE
+                fits = grouped_fits(parts, wanted, prior, has_intercept(layer), ridge)
                 solution = torch.cat([fit.weight for fit in fits])
                 shift = torch.cat([fit.shift for fit in fits])
                 refit(module, from_design(solution, weight.shape), shift)

@@ -144,20 +144,21 @@ class _Gatherer:
         return InputMoments(second, mean) if self.groups > 1 else InputMoments(second[0], mean[0])
 
 
-def solve_weight(second: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
+def solve_weight(second: Tensor, cross: Tensor, prior: Tensor, ridge: float = RIDGE) -> Tensor:
     """The weight that solves the normal equations, held to a prior where they leave it open.
 
     Args:
         second: second moment of the inputs, [d, d].
         cross: cross moment of inputs and targets, [d, out].
         prior: weight [out, d].
+        ridge: how firmly, relative to the mean of the diagonal.
 
     Returns:
         float64 [out, d].
     """
-    ridge = RIDGE * second.diagonal().mean().clamp_min(1e-12)
-    block = second + ridge * torch.eye(len(second), dtype=second.dtype)
-    return torch.linalg.solve(block, cross + ridge * prior.T).T
+    added = ridge * second.diagonal().mean().clamp_min(1e-12)
+    block = second + added * torch.eye(len(second), dtype=second.dtype)
+    return torch.linalg.solve(block, cross + added * prior.T).T
 
 
 def weight_columns(weight: Tensor, kept: Tensor) -> Tensor:
