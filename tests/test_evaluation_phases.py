@@ -106,14 +106,22 @@ def test_parts_add_up_to_the_whole_and_a_renormalized_network_is_not_calibrated(
 
 
 @pytest.mark.parametrize(
-    ("budget", "reconstruct"), [("macs=0.5", "none"), ("macs=0.5", "symmetric"), ("size=0.2", "asymmetric")]
+    ("budget", "reconstruct", "again"),
+    [
+        ("macs=0.5", "none", True),
+        ("macs=0.5", "symmetric", True),
+        ("size=0.2", "symmetric", True),
+        ("nonzeros=0.5", "asymmetric", True),
+        ("size=0.2", "asymmetric", False),
+    ],
 )
-def test_what_nobody_has_renormalized_or_what_quantizes_is_calibrated(
-    clock: Clock, budget: str, reconstruct: str
+def test_what_nobody_has_renormalized_is_calibrated(
+    clock: Clock, budget: str, reconstruct: str, again: bool
 ) -> None:
+    """Or what has lost single weights since; bits are there when layers are refitted."""
     problem = slowed(make_problem(budget, reconstruct=reconstruct), clock)
     found = phases_of(problem.evaluator, three(problem), clock)
-    assert found["calibration"] == 2e3
+    assert found.get("calibration") == (2e3 if again else None)
 
 
 def test_it_is_calibrated_and_scored_in_the_arithmetic_of_the_evaluator(
