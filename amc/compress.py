@@ -26,6 +26,8 @@ from amc.space import Knob
 
 RENORMALIZED = "amc_renormalized"
 """Key of a module's `meta`: whether the reconstruction has given the batch norms their statistics."""
+IN_COURSE = "amc_in_course"
+"""Key of a module's `meta`: the compressors whose work the reconstruction has done in its course."""
 
 
 class Phase(IntEnum):
@@ -49,6 +51,11 @@ Watch = Callable[[str], AbstractContextManager[None]]
 """Hears the name of a part of an evaluation when it begins; its context lasts as long as the part does."""
 
 
+def in_course(compressor: "Layerwise", model: fx.GraphModule) -> bool:
+    """Whether a reconstruction has done a compressor's work in its course."""
+    return any(done is compressor for done in model.meta.get(IN_COURSE, ()))
+
+
 def unwatched(part: str) -> AbstractContextManager[None]:
     """Nobody wants to know."""
     return nullcontext()
@@ -57,7 +64,7 @@ def unwatched(part: str) -> AbstractContextManager[None]:
 class Layerwise(Protocol):
     """A compressor that can also treat one layer after the other, in the course of a reconstruction.
 
-    It then leaves alone what the model's `meta` says is done (`amc.decomposition.responses.REPLACED`).
+    It then has nothing left to do when its own phase comes: see `in_course`.
     """
 
     def begin(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
@@ -165,8 +172,10 @@ class ChannelPruning:
             for compressor in self.layerwise:
                 compressor.begin(model, network, policy)
             renormalized = self.reconstruction(model, network, positions, self._ways(network, policy))
-            # Where bits come later, statistics are not yet those of the finished network.
-            model.meta[RENORMALIZED] = renormalized and (bool(self.layerwise) or policy.stays_float)
+            if REPLACED in model.meta:
+                model.meta[IN_COURSE] = self.layerwise
+            # Where something else comes later, statistics are not yet those of the finished network.
+            model.meta[RENORMALIZED] = renormalized and (bool(self.layerwise) or policy.only_prunes)
 
     def _ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
         """Layer to all that is to become of it, one after the other."""
@@ -197,10 +206,10 @@ class WeightQuantization:
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Put a fitted quantizer in front of the weight of every quantized layer."""
-        done = model.meta.get(REPLACED, frozenset())
+        if in_course(self, model):
+            return
         for name, way in self.ways(network, policy).items():
-            if name not in done:
-                model.set_submodule(name, way(model.get_submodule(name), None))
+            model.set_submodule(name, way(model.get_submodule(name), None))
 
     def begin(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Every weight has its turn."""
@@ -225,7 +234,7 @@ class WeightQuantization:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             if not self.quantizer.pays(layer.weight, bits, normed and path == paths[-1]):
                 continue
-            quantized = with_quantized_weight(layer, self.quantizer.fitted(layer.weight, bits))
+            quantized = with_quantized_weight(layer, self.quantizer.fitted(layer.weight, bits)).eval()
             if not path:
                 return quantized
             module.set_submodule(path, quantized)
@@ -250,8 +259,8 @@ class ActivationQuantization:
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
         """Switch on the quantization points; the next forward pass fits their ranges."""
-        if REPLACED in model.meta:
-            return  # the pass that has refitted the layers has fitted them
+        if in_course(self, model):
+            return
         self.begin(model, network, policy)
         for name, way in self.ways(network, policy).items():
             way(model.get_submodule(name), None)
@@ -262,7 +271,7 @@ class ActivationQuantization:
         for point in network.points:
             stored = point.role == "storage" and not self.quantizer.integer_codes
             kind = ActivationQuantizer if stored else self.quantizer
-            model.set_submodule(point.name, kind(bits[point.name]))
+            model.set_submodule(point.name, kind(bits[point.name]).eval())
 
     def ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
         """What quantizes the values inside of layers that are replaced by several."""
@@ -276,4 +285,4 @@ class ActivationQuantization:
     def _between(self, bits: int, module: nn.Module, responses: Responses | None) -> nn.Module:
         if isinstance(module, Chain):
             module.quantize_between(partial(self.quantizer, bits))
-        return module
+        return module.eval()

@@ -152,7 +152,7 @@ class Evaluator:
             with self.watch("bias correction"):
                 correct_biases(model, self._wanted_means(policy), self.calibration[:1])
             fast = self._inference_form(model)
-        return model, fast
+        return model.eval(), fast
 
     def _inference_form(self, model: fx.GraphModule) -> fx.GraphModule:
         with self.watch("inference form"):

@@ -74,16 +74,14 @@ class CompressionPolicy:
         return frozenset(d.point for d in self.decisions if d.operator == REMOVED)
 
     @property
-    def stays_float(self) -> bool:
-        """Whether no weight and no activation is quantized, and no single weight left out."""
+    def only_prunes(self) -> bool:
+        """Whether it leaves out channels and blocks, and changes nothing else."""
         untouched = {"weight_bits": 32, "activation_bits": 32}
         others = [
-            (knob, value)
-            for each in self.decisions
-            for knob, value in each.values.items()
-            if knob not in ("width", "amount")
+            (knob, value) for each in self.decisions for knob, value in each.values.items() if knob != "width"
         ]
-        return all(untouched.get(knob) == value for knob, value in others)
+        replaced = any(each.replaced for each in self.decisions)
+        return not replaced and all(untouched.get(knob) == value for knob, value in others)
 
     def digest(self) -> str:
         """A short name of the executed policy: equal decisions, equal digest. The evaluation cache's key."""

@@ -32,7 +32,7 @@ def balanced_bits(
     if _free(weights):
         kind = weight_quantizer(config.weight_quantizer)
         found[weights.name] = _gains(weights, network, config, weight_errors(network, kind, weights.choices))
-    if _free(activations):
+    if _free(activations) and "bops" in config.active_costs:
         reads = activation_quantizer(config.activation_quantizer)
         errors = input_errors(network, reads, activations.choices, calibration[0][:IMAGES])
         found[activations.name] = _gains(activations, network, config, errors)

@@ -12,7 +12,7 @@ from amc.knobs import BitsKnob, BlockKnob, WidthKnob
 from amc.network import Network
 from amc.pruning.block_importance import deepest_blocks
 from amc.pruning.fine_grained import DensityKnob, FineGrainedPruning
-from amc.pruning.reconstruction import SymmetricReconstruction
+from amc.pruning.reconstruction import SymmetricReconstruction, input_moments
 from amc.quantization.uniform import NOT_QUANTIZED
 from amc.recovery.brief_tuning import BriefTuning
 from amc.space import Space
@@ -110,6 +110,8 @@ def make_evaluator(
         choices = choices.balanced(errors, bits)
     space, knobs, own = choices.space, choices.knobs, choices.own
     pruning = ChannelPruning(orders, knobs[0], refits)
+    if space.chooses and not layerwise and config.reconstruct == "asymmetric":
+        moments = input_moments(network, calibration)  # of the original: nothing is replaced in the course
     operators = [OperatorReplacement(pruning.kept, moments)] if space.chooses else []
     weights = WeightQuantization(knobs[1], config.weight_quantizer)
     activations = ActivationQuantization(knobs[2], config.activation_quantizer)

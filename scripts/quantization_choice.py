@@ -89,7 +89,9 @@ def layer_options(network: Network) -> Options:
                 name,
                 bits,
                 float(kind.charged_bytes(elements, channels, np.array([bits]), normed)[0]),
-                float((kind.fitted(weight, bits)(weight) - weight).square().sum()) / power,
+                float((kind.fitted(weight, bits)(weight) - weight).square().sum()) / power
+                if kind.pays(weight, bits, layer.norm is not None)
+                else 0.0,
             )
             for name, kind in WEIGHT_QUANTIZERS.items()
             for bits in CHOICES
@@ -144,8 +146,10 @@ def quantized(
 
     def quantize(option: Option, layer: nn.Module, responses: Responses | None) -> nn.Module:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
+        if not option.error:  # too small a layer for tables: it stays in floats
+            return layer
         fitted = WEIGHT_QUANTIZERS[option.quantizer].fitted(layer.weight, option.bits)
-        return with_quantized_weight(layer, fitted)
+        return with_quantized_weight(layer, fitted).eval()
 
     refits(model, network, {}, {name: partial(quantize, option) for name, option in chosen.items()})
     return model.eval()

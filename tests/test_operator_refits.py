@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,19 +161,68 @@ def test_statistics_and_ranges_are_those_that_calibration_would_find(
         torch.testing.assert_close(as_left(images), again(images), atol=1e-3, rtol=1e-2)
 
 
-def test_bits_that_come_later_are_calibrated_then(network: Network, images: torch.Tensor):
-    """Where single weights go, or nothing is refitted, nothing is quantized in the course of it."""
-    pruning, _, weights, activations = parts(network, images, "asymmetric")
-    policy = policy_with(network, {}, weight_bits=4, activation_bits=8)
-    assert not policy.stays_float and policy_with(network, BOTH).stays_float
-    model = apply(policy, network, [pruning.along_with(), weights, activations])
-    assert not model.meta[RENORMALIZED] and REPLACED not in model.meta
-    assert all(p.calibrating for p in model.modules() if isinstance(p, PointQuantizer) and p.enabled)
+def narrowed(network: Network, policy: CompressionPolicy, width: int) -> CompressionPolicy:
+    """The policy with fewer channels of the first layer."""
+    decisions = tuple(
+        LayerDecision(d.point, {**d.values, "width": width}, d.operator)
+        if d.point in ("first.0", "outer.0")
+        else d
+        for d in policy.decisions
+    )
+    return CompressionPolicy(network.fingerprint, decisions)
 
 
-def test_any_policy_can_be_carried_out(network: Network, images: torch.Tensor):
-    """Operators, channels and bits together, and layers that nothing was drawn of."""
-    compressors = parts(network, images, "asymmetric")
+@pytest.mark.parametrize("bits", [{"weight_bits": 4, "activation_bits": 8}, {"activation_bits": 8}])
+def test_what_comes_later_is_carried_out_and_calibrated_then(
+    network: Network, images: torch.Tensor, bits: dict
+):
+    """Where single weights go, for example, layers are refitted in floats, and nothing else is forgotten."""
+    pruning, operators, weights, activations = parts(network, images, "asymmetric")
+    policy = narrowed(network, policy_with(network, GROUPS, **bits), 5)
+    model = apply(policy, network, [pruning.along_with(), operators, weights, activations])
+    assert not model.meta[RENORMALIZED] and model.meta[REPLACED] == frozenset()
+    points = [p for p in model.modules() if isinstance(p, PointQuantizer) and p.enabled]
+    assert len(points) >= len(network.points) and all(point.calibrating for point in points)
+    assert all(isinstance(model.get_submodule(name), Chain) for name in GROUPS)
+    quantized = [part for part in model.modules() if isinstance(part, QuantizedConv2d)]
+    assert bool(quantized) == ("weight_bits" in bits)
+    alone = narrowed(network, policy_with(network, GROUPS), 5)
+    assert not apply(alone, network, [pruning.along_with(), operators]).meta[RENORMALIZED]
+
+
+def test_activations_alone_are_quantized_in_the_course_of_it(network: Network, images: torch.Tensor):
+    policy = narrowed(network, policy_with(network, {}, activation_bits=4), 5)
+    model = apply(policy, network, parts(network, images, "asymmetric"))
+    points = [p for p in model.modules() if isinstance(p, PointQuantizer) and p.enabled]
+    assert len(points) == len(network.points) and not any(p.calibrating or p.training for p in points)
+    assert model.meta[RENORMALIZED]
+
+
+def test_biases_keep_the_mean_output_of_pruned_layers_that_are_replaced(
+    network: Network, images: torch.Tensor
+):
+    """Once: the refit has moved the bias already."""
+    policy = narrowed(network, policy_with(network, {"inner.0": ("filter-groups", 1)}), 5)
+    compressors = parts(network, images, "symmetric")
+    model = apply(policy, network, compressors)
+    seen: list[torch.Tensor] = []
+    handle = network.module.get_submodule("inner.0").register_forward_pre_hook(
+        lambda _, given: seen.append(given[0])
+    )
+    with torch.no_grad():
+        network.module(images)
+        handle.remove()
+        kept = compressors[0].kept(network, policy)["first.0"]
+        found = model.get_submodule("inner.0")(seen[0][:, kept]).mean((0, 2, 3))
+        wanted = network.module.get_submodule("inner.0")(seen[0]).mean((0, 2, 3))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_any_policy_can_be_carried_out(network: Network, images: torch.Tensor, rounds: bool):
+    """Operators, channels and bits together; also as CPUs with bfloat16 do it."""
+    pruning, *rest = parts(network, images, "asymmetric")
+    compressors = [pruning.refitting(replace(pruning.reconstruction, rounds=rounds)), *rest]
     walk = walk_under(space_of(network, ALL, (2, 4, 8), (8,)), size=0.1)
     for policy in random_policies(walk, 6):
         model = apply(policy, network, compressors)
@@ -180,10 +230,10 @@ def test_any_policy_can_be_carried_out(network: Network, images: torch.Tensor):
         replaced = {decision.point for decision in policy.decisions if decision.replaced}
         assert model.meta[REPLACED] == quantized | replaced
         assert bool(outputs(network, model, images).isfinite().all())
-    first = policy_with(network, {"first.0": ("channel-svd", 2)})
-    model = apply(first, network, compressors)
-    assert isinstance(model.get_submodule("first.0"), Chain)
-    assert bool(outputs(network, model, images).isfinite().all())
+    for name in ("first.0", "outer.0"):
+        model = apply(policy_with(network, {name: ("channel-svd", 2)}), network, compressors)
+        assert isinstance(model.get_submodule(name), Chain)
+        assert bool(outputs(network, model, images).isfinite().all())
 
 
 def test_weights_are_quantized_in_their_turn_and_no_second_time(

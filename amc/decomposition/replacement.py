@@ -6,11 +6,11 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from amc.compress import Phase
+from amc.compress import Phase, in_course
 from amc.decomposition.kept_fits import KeptFits
 from amc.decomposition.operator import AMOUNT
 from amc.decomposition.registry import get_operator
-from amc.decomposition.responses import REPLACED, Replace, Responses
+from amc.decomposition.responses import Replace, Responses
 from amc.network import Network
 from amc.policy import CompressionPolicy
 from amc.pruning.reconstruction import InputMoments
@@ -18,16 +18,18 @@ from amc.slicing import clone_module, kept_positions
 from amc.space import Knob
 
 KEPT_BYTES = 256 << 20
-"""Of fits, in every process that evaluates. Where all channels stay, a search meets the same fits again and
-again: those of all filter groups and codebooks are 211 MiB for VGG-16-BN and 12 MiB for ResNet-56. Where
-channels go, nearly every policy has fits of its own, up to 60 MB for VGG-16-BN."""
+"""Of fits that nothing but the layer itself decides, in every process that evaluates. Where all channels
+stay, a search meets the same ones again and again: those of all filter groups and codebooks are 211 MiB for
+VGG-16-BN and 12 MiB for ResNet-56. Where channels go, nearly every policy has fits of its own, up to 60 MB
+for VGG-16-BN."""
 
 
 class OperatorReplacement:
     """Replaces layers as the policy's operators and amounts say.
 
-    Fits are kept by layer, operator, amount, kept channels and weight, up to `KEPT_BYTES`; what a search
-    decides again is copied.
+    The asymmetric reconstruction does so in its course (`ways`), where every fit is a new one. Otherwise fits
+    are kept by layer, operator, amount, kept channels and weight, up to `KEPT_BYTES`; what a search decides
+    again is copied. In both cases what the fits of a layer have in common is kept.
 
     Args:
         kept: the channels that a policy keeps (`ChannelPruning.kept`).
@@ -49,15 +51,13 @@ class OperatorReplacement:
         self._fits = KeptFits(KEPT_BYTES)
 
     def apply(self, model: fx.GraphModule, network: Network, policy: CompressionPolicy) -> None:
-        """Put the fitted module in the place of every layer whose decision names an operator.
-
-        Layers that the reconstruction has replaced stay as it left them.
-        """
-        done = model.meta.get(REPLACED, frozenset())
+        """Put the fitted module in the place of every layer whose decision names an operator."""
+        if in_course(self, model):
+            return
         positions = kept_positions(network.groups, self.kept(network, policy), network.sizes)
         for layer in network.layers:
             decision = policy[layer.name]
-            if decision.replaced and layer.name not in done:
+            if decision.replaced:
                 amount = decision.values[AMOUNT]
                 fitted = self._fitted(model, network, layer.name, decision.operator, amount, positions)
                 model.set_submodule(layer.name, clone_module(fitted))
@@ -103,7 +103,7 @@ class OperatorReplacement:
             fitting, responses = get_operator(operator), None
             if fitting.uses_responses and name in self.moments:
                 original = network.module.get_submodule(name).get_parameter("weight")
-                responses = Responses.of(original, self.moments[name], inputs, outputs)
+                responses = Responses.of(original, self.moments[name], inputs, outputs, conv.weight)
             start = self._start(network, name, operator, amount)
             return fitting.fit(cast(nn.Conv2d, conv), amount, responses, start)
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from amc.pruning.reconstruction import InputMoments, weight_columns
 
 REPLACED = "amc_replaced"
-"""Key of a module's `meta`: the layers that the reconstruction has replaced or quantized in its course."""
+"""Key of a module's `meta`: the layers that the reconstruction has replaced or quantized in its course; it is
+there whenever something was refitted."""
 RIDGE = 1e-6
 """Added to the diagonal of H^T H, relative to its mean."""
 
@@ -43,15 +44,30 @@ class Responses:
 
     @classmethod
     def of(
-        cls, weight: Tensor, moments: InputMoments, inputs: Tensor | None, outputs: Tensor | None
+        cls,
+        weight: Tensor,
+        moments: InputMoments,
+        inputs: Tensor | None,
+        outputs: Tensor | None,
+        current: Tensor | None = None,
     ) -> "Responses":
-        """From the original weight [out, in, ...], its input moments and the channels that are left."""
+        """From the original weight [out, in, ...], its input moments and the channels that are left.
+
+        Args:
+            weight, moments: of the original layer.
+            inputs, outputs: positions of the channels that are left; None for all.
+            current: the weight that the layer's bias belongs to by then, [out, in, ...] of what is left; by
+                default the bias is the original's.
+        """
         kept = torch.arange(weight.shape[1]) if inputs is None else inputs
         columns = weight_columns(weight, kept)
         rows = weight.detach() if outputs is None else weight.detach()[outputs]
         flat = rows.reshape(len(rows), -1).double().cpu()
         seen = moments.second[columns]
-        return cls(seen[:, columns], seen @ flat.T, moments.mean[columns], flat @ moments.mean)
+        mean, wanted = moments.mean[columns], flat @ moments.mean
+        if current is not None:
+            wanted = current.detach().reshape(len(current), -1).double().cpu() @ mean
+        return cls(seen[:, columns], seen @ flat.T, mean, wanted)
 
     def of_inputs(self, inputs: int) -> "Responses":
         """With the order of rows (`amc.pruning.patches`) turned into that of a weight with so many inputs."""

@@ -298,7 +298,7 @@ class AsymmetricReconstruction:
 
 
 def _put_in(model: fx.GraphModule, name: str, way: Replace, x: Tensor, values: Values) -> None:
-    """Replace a layer whose inputs are the images, or whose outputs nothing was drawn of."""
+    """Replace a layer that nothing was drawn of, as of depthwise ones."""
     with bfloat16(False):
         model.set_submodule(name, way(model.get_submodule(name), None))
 
@@ -318,8 +318,9 @@ def _variance(module: nn.Module, shape: torch.Size, parts: Tensor, x: Tensor) ->
     if isinstance(dense, Tensor) and dense.shape == shape:
         chunks = zip(parts, design(dense.float()).chunk(len(parts)), strict=True)
         return torch.cat([(part @ own.T).square().mean(dim=0) for part, own in chunks])
-    outputs = module(x)
-    return outputs.var(dim=[d for d in range(outputs.ndim) if d != 1], correction=0)
+    outputs = module(x.float())
+    channels = 1 if len(shape) > 2 else outputs.ndim - 1
+    return outputs.var(dim=[d for d in range(outputs.ndim) if d != channels], correction=0)
 
 
 @dataclass(frozen=True)

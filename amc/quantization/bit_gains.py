@@ -37,7 +37,9 @@ def weight_errors(network: Network, kind: type[WeightQuantizer], choices: Sequen
         weight = network.module.get_submodule(layer.name).get_parameter("weight").detach()
         part = weight[:: -(-weight.numel() // MOST_WEIGHTS)]
         found[layer.name] = [
-            0.0 if bits == NOT_QUANTIZED else _relative(kind.fitted(part, bits)(part).detach(), part)
+            _relative(kind.fitted(part, bits)(part).detach(), part)
+            if bits != NOT_QUANTIZED and kind.pays(weight, bits, layer.norm is not None)
+            else 0.0
             for bits in choices
         ]
     return found
