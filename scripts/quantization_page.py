@@ -12,6 +12,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
+from scripts.quantization_choice import ALL
 from scripts.quantization_plots import bits_png, errors_png
 from scripts.quantization_rows import AWARE_EPOCHS, MIXED_EPOCHS, plan
 from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, write_page
@@ -28,6 +29,7 @@ CLAIMS = {
 }
 """Raw and re-normalized accuracy of the method of He and Cheng (ECCV 2018): an earlier measurement of ours
 with separate code."""
+TEST_IMAGES = 10_000
 LQ_CLAIM = {"3": "within 1.0 point of floats", "2": "within 2.5 points of floats"}
 DRAWN = {"resnet20": "uniform", "resnet56": "label-free"}
 """Networks whose bits are drawn, and the quantizer of the searches that are shown."""
@@ -51,8 +53,9 @@ def main(options: QuantizationPage) -> None:
     options.images.mkdir(parents=True, exist_ok=True)
     made, found = list(rows.values()), tables(list(rows.values()))
     parts = ["# Quantizers and mixed precision, measured", *overview(rows)]
-    for (title, said), lines in zip(SECTIONS, found.values(), strict=True):
+    for (title, said), (part, lines) in zip(SECTIONS, found.items(), strict=True):
         parts += [f"## {title}", said, as_markdown(lines)]
+        parts += choice_verdict(of(made, part)) if part == "choice" else []
     page = options.figures.with_suffix(".md")
     write_page(page, [*parts, *drawings(made, options), *missing(rows)])
     print(page)
@@ -218,6 +221,22 @@ def choice_lines(row: Row) -> list[dict[str, Any]]:
         }
         for name, arm in row["arms"].items()
     ]
+
+
+def choice_verdict(rows: Sequence[Row]) -> list[str]:
+    """What the choice wins over the best quantizer alone, by budget, and whether that is more than chance."""
+    said = []
+    for row in rows:
+        arms = {name: arm["test"] for name, arm in row["arms"].items() if name != ALL}
+        best = max(arms, key=arms.__getitem__)
+        won, chance = row["arms"][ALL]["test"] - arms[best], arms[best] / 100
+        error = 100 * (chance * (1 - chance) / TEST_IMAGES) ** 0.5
+        verdict = "a tie" if abs(won) <= error else "better" if won > 0 else "worse"
+        said.append(
+            f"{row['network']}, {row['budget']} bits: {won:+.2f} points beside {best} alone, {verdict} "
+            f"(standard error of one accuracy {error:.2f})"
+        )
+    return [f"The choice in every layer against the best quantizer alone: {'; '.join(said)}."] if said else []
 
 
 def mixed_line(row: Row, tuned: Sequence[Row]) -> dict[str, Any]:

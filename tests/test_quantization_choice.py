@@ -73,3 +73,14 @@ def test_a_row_compares_each_quantizer_alone_with_all_of_them(traced, monkeypatc
     made = {**row, "part": "choice", "network": "resnet20", "budget": "2.5"}
     lines = page.tables([{**made, "command": "x --only 'choice/resnet20/2.5'"}])["choice"]
     assert [line["quantizer"] for line in lines] == [*arms] and lines[0]["bits"] == "2.5"
+
+
+def test_the_page_says_whether_the_choice_wins():
+    def said(alone: float, chosen: float) -> str:
+        arms = {"uniform": {"test": 80.0}, "kmeans": {"test": alone}, choice.ALL: {"test": chosen}}
+        return page.choice_verdict([{"network": "resnet20", "budget": "3", "arms": arms}])[0]
+
+    assert "+0.20 points beside kmeans alone, a tie (standard error of one accuracy 0.30)" in said(90.0, 90.2)
+    assert "+0.40 points beside kmeans alone, better" in said(90.0, 90.4)
+    assert "-0.40 points beside kmeans alone, worse" in said(90.0, 89.6)
+    assert page.choice_verdict([]) == []
