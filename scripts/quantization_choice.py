@@ -8,17 +8,18 @@ least sum of relative errors over the layers (Shoham and Gersho, IEEE Trans. ASS
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import fx
 
-from amc.decomposition.responses import Responses
+from amc.compress import WeightQuantization
 from amc.inference import inference_form
+from amc.knobs import BITS, BitsKnob
 from amc.network import Network
+from amc.policy import CompressionPolicy, LayerDecision
 from amc.pruning.asymmetric import AsymmetricReconstruction
-from amc.quantization.modules import with_quantized_weight
+from amc.quantization.bit_gains import weight_errors
 from amc.quantization.registry import WEIGHT_QUANTIZERS
 from scripts.quantization_rows import CHOICES, QuantizationResults, Spec
 from scripts.quantization_untrained import Bench, bench_of
@@ -79,22 +80,21 @@ def arm_figures(bench: Bench, chosen: Mapping[str, Option]) -> dict[str, Any]:
 
 def layer_options(network: Network) -> Options:
     """Every quantizer with 2 to 8 bits, for every layer."""
+    errors = {name: weight_errors(network, kind, CHOICES) for name, kind in WEIGHT_QUANTIZERS.items()}
     found: dict[str, list[Option]] = {}
     for layer in network.layers:
         weight = network.module.get_submodule(layer.name).get_parameter("weight").detach()
         elements, channels = (np.array([float(size)]) for size in (weight.numel(), len(weight)))
-        normed, power = np.array([layer.norm is not None]), float(weight.square().sum())
+        normed = np.array([layer.norm is not None])
         found[layer.name] = [
             Option(
                 name,
                 bits,
                 float(kind.charged_bytes(elements, channels, np.array([bits]), normed)[0]),
-                float((kind.fitted(weight, bits)(weight) - weight).square().sum()) / power
-                if kind.pays(weight, bits, layer.norm is not None)
-                else 0.0,
+                error,
             )
             for name, kind in WEIGHT_QUANTIZERS.items()
-            for bits in CHOICES
+            for bits, error in zip(CHOICES, errors[name][layer.name], strict=True)
         ]
     return found
 
@@ -142,14 +142,13 @@ def quantized(
     network: Network, chosen: Mapping[str, Option], refits: AsymmetricReconstruction
 ) -> fx.GraphModule:
     """The network with these weights; as in a search, layers make up for those in front of them."""
+    decisions = (LayerDecision(name, {"weight_bits": option.bits}) for name, option in chosen.items())
+    policy = CompressionPolicy(network.fingerprint, tuple(decisions))
+    knob = BitsKnob("weight_bits", network, BITS)
+    ways = {
+        name: WeightQuantization(knob, name).ways(network, policy)
+        for name in {option.quantizer for option in chosen.values()}
+    }
     model = network.copy()
-
-    def quantize(option: Option, layer: nn.Module, responses: Responses | None) -> nn.Module:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        if not option.error:  # too small a layer for tables: it stays in floats
-            return layer
-        fitted = WEIGHT_QUANTIZERS[option.quantizer].fitted(layer.weight, option.bits)
-        return with_quantized_weight(layer, fitted).eval()
-
-    refits(model, network, {}, {name: partial(quantize, option) for name, option in chosen.items()})
+    refits(model, network, {}, {name: ways[option.quantizer][name] for name, option in chosen.items()})
     return model.eval()

@@ -114,7 +114,7 @@ def test_responses_are_those_of_the_compressed_network(network: Network, images:
         def watch(name: str, way: Callable) -> Callable:
             def replace(layer: nn.Module, responses: Responses | None) -> nn.Module:
                 if responses is not None:
-                    seen[name] = responses, layer.weight.detach().clone()
+                    seen[name] = responses.of_inputs(layer.weight.shape[1]), layer.weight.detach().clone()
                 return way(layer, responses)
 
             return replace

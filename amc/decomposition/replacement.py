@@ -73,7 +73,9 @@ class OperatorReplacement:
 
             def replace(layer: nn.Module, responses: Responses | None) -> nn.Module:
                 fitting, conv = get_operator(operator), cast(nn.Conv2d, layer)
-                return fitting.fit(conv, amount, responses if fitting.uses_responses else None, start)
+                wanted = responses if fitting.uses_responses else None
+                known = None if wanted is None else wanted.of_inputs(conv.weight.shape[1])
+                return fitting.fit(conv, amount, known, start)
 
             return replace
 

@@ -102,4 +102,6 @@ class Responses:
 
 
 Replace = Callable[[nn.Module, Responses | None], nn.Module]
-"""From a layer, its lost channels removed, and its responses where they are known to what replaces it."""
+"""From a layer, its lost channels removed, and its responses where they are known to what replaces it.
+
+They come in the order of rows: only who uses them pays for `Responses.of_inputs`."""

@@ -275,8 +275,7 @@ class AsymmetricReconstruction:
                 shift = torch.cat([fit.shift for fit in fits])
                 refit(module, from_design(solution, weight.shape), shift)
                 if way is not None:
-                    responses = fits[0].responses.of_inputs(weight.shape[1])
-                    model.set_submodule(layer.name, way(module, responses))
+                    model.set_submodule(layer.name, way(module, fits[0].responses))
                 if end and end.norm and norm:
                     bias = original.bias[rows] if isinstance(original.bias, nn.Parameter) else 0.0
                     variance = _variance(model.get_submodule(layer.name), weight.shape, parts, x)
