@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from agents.figures import operator_color
 from amc.policy import ORIGINAL_OPERATOR
-from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, SCATTERING, SECONDS, plan
+from scripts.operator_rows import CHOICE, CLUSTERS, FIXED, JOINT, SCATTERING, SECONDS, TUNED, plan
 from scripts.operator_scattering_page import scattering_section
 from scripts.results_page import AGAIN, Table, shown
 from scripts.results_runner import Row, Rows
@@ -27,7 +27,7 @@ def page(rows: Rows, drawing: str | None) -> tuple[dict[str, Table], list[str]]:
     everything = [row for row in rows.values() if "unreachable" not in row]
     tables = {
         "choice": choice_table([row for row in everything if row["part"] == CHOICE]),
-        "fixed": fixed_table([row for row in everything if row["part"] == FIXED]),
+        "fixed": fixed_table(everything),
         "seconds": seconds_table([row for row in everything if row["part"] == SECONDS]),
         "clusters": cluster_table([row for row in everything if row["part"] == CLUSTERS]),
     }
@@ -102,7 +102,9 @@ def choice_table(rows: Sequence[Row]) -> Table:
 
 
 def fixed_table(rows: Sequence[Row]) -> Table:
-    """One line a row."""
+    """One line a compression, with what fine-tuning made of it where that is measured."""
+    tuned = {_compression(row): row for row in rows if row["part"] == TUNED}
+    fixed = [row for row in rows if row["part"] == FIXED]
     return [
         {
             "network": row["network"],
@@ -111,12 +113,13 @@ def fixed_table(rows: Sequence[Row]) -> Table:
             "MACs": percent(row["macs_share"]),
             "original": percent(row["test_original"]),
             "un-tuned": percent(row["test_untuned"]),
-            "tuned": percent(row["test_tuned"]),
-            "epochs": row["epochs"],
+            "tuned": percent(after["test_tuned"]) if after else "",
+            "epochs": after["epochs"] if after else "",
             f"ms ({row['target']})": round(row["ratio"] * row["original_ms"], 3),
             "of the original's ms": percent(row["ratio"]) + ("" if row["reliable"] else " (unreliable)"),
         }
-        for row in sorted(rows, key=lambda row: (row["network"], -float(row["setting"])))
+        for row in sorted(fixed, key=lambda row: (row["network"], -float(row["setting"])))
+        for after in [tuned.get(_compression(row))]
     ]
 
 
@@ -217,6 +220,10 @@ def drawing_png(rows: Sequence[Row]) -> bytes | None:
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
+
+
+def _compression(row: Row) -> tuple[str, str, str]:
+    return row["network"], row["setting"], row["arm"]
 
 
 def _colour(operator: str) -> str:

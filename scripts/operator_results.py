@@ -1,6 +1,8 @@
 """Regenerate the figures and the page of the operators, row by row; may be cut at any moment and repeated."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from scripts.operator_rows import (
     PRUNING,
     SCATTERING,
     SECONDS,
+    TUNED,
     OperatorResults,
     Spec,
     configuration,
@@ -102,20 +105,15 @@ def choice_row(options: OperatorResults, spec: Spec) -> Row:
 
 
 def fixed_row(options: OperatorResults, spec: Spec) -> Row:
-    """One common compression: before and after fine-tuning, and in milliseconds."""
-    folder = run_folder(options, spec)
+    """One common compression before fine-tuning, and in milliseconds."""
     try:
-        with searched(folder, configuration(options, spec)) as run:
-            policy = run.best_policy
-            if spec.arm == BY_DEPTH:
-                policy = grouped_by_depth(run.network, float(spec.setting))
+        with fixed_run(options, spec) as (run, policy):
             found = network_figures(run, policy)
             meter = LatencyMeter(run.network, run.problem.target)
             try:
                 timing = meter.timing(policy, run.evaluator.searched(policy))
             finally:
                 meter.close()
-            tuned = tuned_policy(run, policy, options.epochs)
     except Unreachable as error:
         return {"unreachable": str(error)}
     return {
@@ -125,9 +123,25 @@ def fixed_row(options: OperatorResults, spec: Spec) -> Row:
         "ms": timing.best,
         "ratio": timing.ratio,
         "reliable": timing.reliable,
-        "epochs": options.epochs,
-        "test_tuned": tuned["scores"]["fine-tuned"]["test"],
     }
+
+
+def tuned_row(options: OperatorResults, spec: Spec) -> Row:
+    """The same compression after fine-tuning."""
+    try:
+        with fixed_run(options, spec) as (run, policy):
+            tuned = tuned_policy(run, policy, options.epochs)
+    except Unreachable as error:
+        return {"unreachable": str(error)}
+    return {"epochs": options.epochs, "test_tuned": tuned["scores"]["fine-tuned"]["test"]}
+
+
+@contextmanager
+def fixed_run(options: OperatorResults, spec: Spec) -> Iterator[tuple[Run, CompressionPolicy]]:
+    """The run of a fixed compression, one for both of its rows, and its policy."""
+    with searched(run_folder(options, replace(spec, part=FIXED)), configuration(options, spec)) as run:
+        by_depth = spec.arm == BY_DEPTH
+        yield run, grouped_by_depth(run.network, float(spec.setting)) if by_depth else run.best_policy
 
 
 def grouped_by_depth(network: Network, share: float) -> CompressionPolicy:
@@ -234,6 +248,7 @@ def seconds_row(options: OperatorResults, spec: Spec) -> Row:
 MAKERS = {
     CHOICE: choice_row,
     FIXED: fixed_row,
+    TUNED: tuned_row,
     CLUSTERS: cluster_row,
     SCATTERING: scattering_row,
     SECONDS: seconds_row,

@@ -10,7 +10,8 @@ from amc.decomposition.filter_groups import FilterGroups
 from envs.problem_config import ProblemConfig
 from scripts.results_runner import RowOptions
 
-CHOICE, FIXED, CLUSTERS, SCATTERING, SECONDS = "choice", "fixed", "clusters", "scattering", "seconds"
+CHOICE, FIXED, TUNED = "choice", "fixed", "tuned"
+CLUSTERS, SCATTERING, SECONDS = "clusters", "scattering", "seconds"
 NETWORKS = ("resnet56", "vgg16")
 SEEDS = (0, 1, 2)
 EVALUATIONS, EPOCHS = 100, 15
@@ -76,7 +77,8 @@ class Spec:
     """One row.
 
     Attributes:
-        part: "choice", "fixed", "clusters", "scattering" or "seconds".
+        part: "choice", "fixed", "tuned" (a fixed compression after fine-tuning), "clusters", "scattering" or
+            "seconds".
         network: by name.
         setting: the bounded cost of a choice or of the evaluations that are timed, the share of MACs of a
             fixed compression, the codebook's "centroids x poses", the images of a scattering row.
@@ -104,8 +106,9 @@ def plan() -> list[Spec]:
     """Every row; the quickest come first, and the seeds of all arms before the next seed."""
     books = [Spec(CLUSTERS, "resnet20", f"{k}x{poses}") for k, poses in CODEBOOKS]
     fixed = [
-        Spec(FIXED, network, str(share), arm)
-        for network in NETWORKS
+        Spec(part, network, str(share), arm)
+        for part, networks in ((FIXED, NETWORKS), (TUNED, NETWORKS[::-1]))  # VGG trains several times faster
+        for network in networks
         for share in FRACTIONS
         for arm in METHODS
     ]
@@ -117,7 +120,7 @@ def plan() -> list[Spec]:
         for arm in (JOINT, PRUNING, *ALONE[cost])
     ]
     seconds = [Spec(SECONDS, network, "size") for network in NETWORKS]
-    return [*books, *seconds, *scattering_plan(), *fixed, *choices]
+    return [*books, *seconds, *fixed, *scattering_plan(), *choices]
 
 
 def scattering_plan() -> list[Spec]:
@@ -146,7 +149,7 @@ def source(options: OperatorResults, network: str) -> SourceConfig:
 
 def configuration(options: OperatorResults, spec: Spec) -> RunConfig:
     """The search of a row; a fixed compression is the uniform policy alone."""
-    fixed = spec.part == FIXED
+    fixed = spec.part in (FIXED, TUNED)
     budget = f"macs={spec.setting}" if fixed else BUDGETS[spec.setting]
     known = {JOINT: ALONE.get(spec.setting, ()), PRUNING: (), BY_DEPTH: (FilterGroups.name,)}
     operators = known.get(spec.arm, (spec.arm,))

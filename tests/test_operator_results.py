@@ -23,6 +23,7 @@ from scripts.operator_rows import (
     FIXED,
     JOINT,
     SCATTERED,
+    TUNED,
     OperatorResults,
     Spec,
     configuration,
@@ -98,6 +99,19 @@ def test_the_page_shows_means_over_seeds_and_what_is_out_of_reach():
     assert "- c: too small" in text and "layers.png" in text and "*Not measured yet.*" in text
     png = drawing_png(list(rows.values()))
     assert png is not None and png.startswith(b"\x89PNG")
+
+
+def test_a_compression_is_shown_with_what_fine_tuning_made_of_it():
+    def fixed(setting: str) -> dict:
+        figures = {"macs_share": 0.5, "size_share": 0.5, "test_original": 0.9, "test_untuned": 0.8, "layers": []}
+        timing = {"target": "openvino", "original_ms": 2.0, "ms": 1.2, "ratio": 0.6, "reliable": True}
+        return {**Spec(FIXED, "vgg16", setting, "pruning").to_json(), **figures, **timing, "seconds": 1.0}
+
+    after = {"epochs": 15, "test_tuned": 0.88, "seconds": 1.0}
+    tuned = {**Spec(TUNED, "vgg16", "0.25", "pruning").to_json(), **after}
+    table = page({"a": fixed("0.5"), "b": fixed("0.25"), "c": tuned}, None)[0]["fixed"]
+    assert [line["tuned"] for line in table] == ["", "88.00%"]
+    assert [line["budget"] for line in table] == ["macs=0.5", "macs=0.25"]
 
 
 def test_hybrids_are_compared_with_their_twins_on_pixels():
