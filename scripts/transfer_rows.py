@@ -1,6 +1,6 @@
 """The rows of the transfer results: which there are, their networks, and the options that they share."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from scripts.results_runner import RowOptions
 LEVEL_BUDGETS = ("0.2", "0.35", "0.5", "0.65", "0.8")
 """Where one agent for every budget is compared with agents for one each."""
 RANGE = "macs=0.2..0.8"
-PROBLEM = ProblemConfig(importance="l2", reconstruct="symmetric")
-"""The defaults when the first rows were made, under which all stay comparable; searches start uniformly."""
 LEVELS = ("one", "fifth", "full")
 """One agent of N evaluations on a range; five of N / 5 on a budget each; five of N."""
 HOLD_BUDGETS = ("0.2", "0.35")
@@ -228,7 +226,7 @@ def level_config(options: TransferResults, spec: Spec, budget: str) -> RunConfig
     evaluations = spec.group.evaluations // (len(LEVEL_BUDGETS) if spec.how == "fifth" else 1)
     return RunConfig(
         source(options, spec.network),
-        replace(PROBLEM, budget=(f"macs={budget}" if budget else RANGE,)),
+        ProblemConfig(budget=(f"macs={budget}" if budget else RANGE,)),
         AgentConfig(seed=int(spec.seed), updates_per_transition=updates(spec.group)),
         SearchConfig(evaluations=evaluations),
     )
@@ -237,7 +235,7 @@ def level_config(options: TransferResults, spec: Spec, budget: str) -> RunConfig
 def transfer_config(options: TransferResults, spec: Spec, trained: Path) -> RunConfig:
     """A search on a network that was held out: from scratch as anybody would, or from a trained agent."""
     agent = AgentConfig(seed=int(spec.seed), updates_per_transition=updates(spec.group))
-    problem = replace(PROBLEM, budget=(f"macs={spec.budget}",))
+    problem = ProblemConfig(budget=(f"macs={spec.budget}",))
     if spec.how == "adapted":
         agent = AgentConfig(
             seed=int(spec.seed),
@@ -252,7 +250,7 @@ def transfer_config(options: TransferResults, spec: Spec, trained: Path) -> RunC
 
 def training_settings(group: Group, seed: str) -> tuple[ProblemConfig, AgentConfig, SearchConfig]:
     """What the agent of several networks is trained with."""
-    problem = general(replace(PROBLEM, budget=(group.training_range,), levels=group.training_levels))
+    problem = general(ProblemConfig(budget=(group.training_range,), levels=group.training_levels))
     return problem, AgentConfig(seed=int(seed)), SearchConfig(evaluations=group.training_evaluations)
 
 
