@@ -1,6 +1,5 @@
 """A run: one directory that holds everything about one search and can be resumed."""
 
-import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -305,7 +304,7 @@ def load_run(
     baseline = Baseline(facts["original"]["score"], facts["original"]["costs"], samples)
     problem = _open_problem(config, model, task, baseline, measured.profile if measured else None)
     start_from(problem, facts["reference"])
-    now = {"network": problem.network.fingerprint, "weights": weights_digest(problem.network)}
+    now = {"network": problem.network.fingerprint, "weights": problem.weights}
     changed = [name for name, value in now.items() if facts[name] != value]
     if changed:
         problem.close()
@@ -355,7 +354,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "packages": {name: installed_version(name) for name in PACKAGES},
         "target_version": problem.target.runtime_version,
         "network": problem.network.fingerprint,
-        "weights": weights_digest(problem.network),
+        "weights": problem.weights,
         "original": {"score": problem.baseline.score, "costs": problem.baseline.costs},
         "score_name": problem.task.score_name,
         "reference": problem.reference_name,
@@ -366,12 +365,3 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": shlex.join(sys.argv),
     }
-
-
-def weights_digest(network: Network) -> str:
-    """A short name of a network's weights and statistics."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.double().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ from agents.actor_contract import actor_contract
 from agents.actor_file import ACTOR_FILE
 from agents.config import AgentConfig, SearchConfig
 from agents.log import EvaluationLog
-from agents.run import LOG_FILE, standard, weights_digest
+from agents.run import LOG_FILE, standard
 from agents.run_folder import run_lock
 from agents.search import Callback, SearchResult, search
 from agents.searcher import check_searcher, make_searcher
@@ -136,8 +136,7 @@ class Transfer:
     def _description(self) -> dict[str, Any]:
         """What decides the training, as JSON values."""
         networks = {
-            name: [problem.network.fingerprint, weights_digest(problem.network)]
-            for name, problem in self.problems.items()
+            name: [problem.network.fingerprint, problem.weights] for name, problem in self.problems.items()
         }
         config = next(iter(self.problems.values())).config
         settings = {"problem": _plain(asdict(config)), "agent": _plain(asdict(self.agent))}

@@ -72,7 +72,7 @@ class Evaluator:
         task: data, loss and score.
         compressors: what carries a policy out.
         costs: closed-form costs by name.
-        calibration: augmented unlabeled batches, disjoint from the reward split.
+        calibration: unlabeled batches, disjoint from the reward split.
         latency: measures milliseconds, where the search asks for them.
         device: where networks are calibrated and scored.
         precision: arithmetic in which a classifier is calibrated and scored whose activations are floats;

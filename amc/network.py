@@ -196,6 +196,15 @@ def trace(model: nn.Module, example: Tensor, freeze: Sequence[str] = ()) -> Netw
     return Network(graph, layers, tuple(groups), points, example, find_blocks(graph, names))
 
 
+def weights_digest(module: nn.Module) -> str:
+    """A short name of a module's weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.double().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _cut(network: Network, blocks: Sequence[ResidualBlock]) -> Network:
     graph = copy.deepcopy(network.module.graph)
     replaced = cut_blocks(graph, blocks, network.module)

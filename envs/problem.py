@@ -18,8 +18,9 @@ from amc.costs.latency.sampling import Progress
 from amc.costs.symbolic import Cost, original_table, symbolic_costs
 from amc.errors import UserError
 from amc.evaluate import Evaluator
-from amc.network import Network, trace
+from amc.network import Network, trace, weights_digest
 from amc.policy import CompressionPolicy
+from amc.recovery.restate import restate_norms
 from amc.scattering import expansion_notes
 from amc.space import Space
 from amc.targets import Target, get_target
@@ -57,7 +58,8 @@ class Problem:
     Attributes:
         config: what is wanted.
         task: data, loss and score; its reward split is cut to `reward_images`.
-        network, space: the traced network and its legal policies.
+        network, space: the traced network, its batch norms in terms of the calibration images, and its legal
+            policies.
         uniform_space: the same policies, the uniform one being their reference.
         target: the runtime.
         costs: what can be bounded step by step; `original_costs` holds the uncompressed network's.
@@ -66,6 +68,7 @@ class Problem:
         meter: measures latencies where they matter, or None.
         latency: predicts and measures latencies where a budget bounds them, or None.
         original_score: the uncompressed network on the reward split.
+        weights: a short name of the weights and statistics that it came with.
         notes: sentences that a person should read before the search.
     """
 
@@ -80,6 +83,7 @@ class Problem:
     budgets: tuple[Budget, ...]
     evaluator: Evaluator
     original_score: float
+    weights: str
     meter: LatencyMeter | None = None
     latency: LatencyBudget | None = None
     notes: tuple[str, ...] = ()
@@ -223,6 +227,8 @@ def build_problem(
     check_unit(config.loosest, target)
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
+    weights = weights_digest(network.module)
+    restate_norms(network.module, task.calibration(config.calibration_images))
     choices, notes = make_choices(network, task, config, target)
     notes += (*reward_notes(config), *expansion_notes(network.module))
     space = choices.space
@@ -251,6 +257,7 @@ def build_problem(
         budgets,
         evaluator,
         baseline.score if baseline else task.score(network.copy().to(device), "reward"),
+        weights,
         meter=meter,
         latency=latency,
         notes=notes,

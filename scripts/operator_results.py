@@ -24,6 +24,7 @@ from amc.files import read_json, write_atomically
 from amc.network import Network, trace
 from amc.policy import CompressionPolicy, LayerDecision
 from amc.recovery.calibrate import calibrate
+from amc.recovery.restate import restate_norms
 from amc.targets.meter import LatencyMeter
 from envs.problem import build_problem
 from scripts import fine_tune
@@ -199,7 +200,8 @@ def network_figures(run: Run, policy: CompressionPolicy) -> Row:
 def cluster_row(options: OperatorResults, spec: Spec) -> Row:
     """Un-tuned accuracies of a network whose kernels share one codebook."""
     model, task = load_source(source(options, spec.network))
-    network = trace(task.traced(model), task.example_input())
+    network, images = trace(task.traced(model), task.example_input()), task.calibration()
+    restate_norms(network.module, images)
     clustered = network.copy()
     names = [
         layer.name
@@ -218,7 +220,7 @@ def cluster_row(options: OperatorResults, spec: Spec) -> Row:
         "weight_error": error / sum(float(b.square().sum()) for b in before),
         "test_raw": task.score(clustered, "test"),
     }
-    calibrate(clustered, task.calibration(1000))
+    calibrate(clustered, images)
     return {**found, "test_calibrated": task.score(clustered, "test")}
 
 

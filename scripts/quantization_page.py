@@ -14,7 +14,7 @@ from amc.files import write_atomically
 from scripts.cli import run
 from scripts.quantization_choice import ALL
 from scripts.quantization_plots import bits_png, errors_png
-from scripts.quantization_rows import AWARE_EPOCHS, MIXED_EPOCHS, plan
+from scripts.quantization_rows import ALONE, AWARE_EPOCHS, MIXED_EPOCHS, PAIRED, plan
 from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, write_page
 from scripts.results_runner import Row, Rows
 
@@ -72,6 +72,14 @@ SECTIONS = (
         "0.67 points at 10 % of the bytes of ResNet-50, value-aware quantization less than 1 point with "
         "4-bit weights and activations and 1 % large. "
         "`python -m scripts.quantization_results --only 'untrained/*'`.",
+    ),
+    (
+        "From few images, paired with the original",
+        "Re-normalization as in the paper gives batch norms the statistics of the *compressed* network on N "
+        "augmented images. Searches and exports here first write the original's norms in terms of the very "
+        "same images, which are not augmented, and then re-normalize "
+        "([restate.py](../../amc/recovery/restate.py)): what is peculiar to few images cancels. Test split, "
+        "percent. `python -m scripts.quantization_results --only 'paired/*'`.",
     ),
     (
         "Activations without training",
@@ -133,6 +141,7 @@ def tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     """Every table of the page as one object a row."""
     return {
         "untrained": [untrained_line(row) for row in of(rows, "untrained")],
+        "paired": [line for row in of(rows, "paired") for line in paired_lines(row)],
         "activations": [activations_line(row) for row in of(rows, "activations")],
         "aware": [aware_line(row) for row in of(rows, "aware")],
         "value_aware": [line for row in of(rows, "memory") for line in memory_lines(row)],
@@ -161,6 +170,15 @@ def untrained_line(row: Row) -> dict[str, Any]:
         **{f"{count} images": row[f"{count} images"] for count in IMAGES},
         "claim": CLAIMS.get((row["quantizer"], row["budget"]), ""),
     }
+
+
+def paired_lines(row: Row) -> list[dict[str, Any]]:
+    """Given bits, re-normalized in either way."""
+    about = {"quantizer": row["quantizer"], "bits": row["budget"], "original": row["original"]}
+    return [
+        {**about, "statistics": said, **{f"{count} images": row[said][f"{count} images"] for count in IMAGES}}
+        for said in (ALONE, PAIRED)
+    ]
 
 
 def activations_line(row: Row) -> dict[str, Any]:

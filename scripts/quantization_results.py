@@ -16,13 +16,14 @@ from scripts.quantization_choice import choice_row
 from scripts.quantization_page import tables
 from scripts.quantization_rows import NETWORKS, QuantizationResults, Spec, command, plan
 from scripts.quantization_searches import aware_row, mixed_row, tuned_row
-from scripts.quantization_untrained import activations_row, error_row, memory_row, untrained_row
+from scripts.quantization_untrained import activations_row, error_row, memory_row, paired_row, untrained_row
 from scripts.results_runner import Rows, Runner
 
 MAKERS: dict[str, Callable[[QuantizationResults, Spec], dict[str, Any]]] = {
     "error": error_row,
     "memory": memory_row,
     "untrained": untrained_row,
+    "paired": paired_row,
     "activations": activations_row,
     "choice": choice_row,
     "aware": aware_row,

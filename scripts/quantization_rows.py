@@ -30,6 +30,8 @@ ACTIVATION_QUANTIZERS = ("uniform", "label-free", "value-aware")
 OTHER_SHARES = ("value-aware:0", "value-aware:0.01", "value-aware:0.03")
 """Beside the 2 % of large values that value-aware has by default."""
 SHARE_BITS = ("4", "3")
+ALONE, PAIRED = "compressed alone", "paired with the original"
+"""Whose statistics re-normalization looks at."""
 AWARE_BITS = ("3", "2")
 AWARE_EPOCHS, MIXED_EPOCHS = 15, 5
 EVALUATIONS = 100
@@ -68,7 +70,7 @@ class Spec:
     """One row; fields that mean nothing for its part are empty.
 
     Attributes:
-        part: "error", "memory", "untrained", "activations", "choice", "aware", "mixed" or "tuned".
+        part: "error", "memory", "untrained", "paired", "activations", "choice", "aware", "mixed" or "tuned".
         network, quantizer, searcher: by name; the quantizer is that of weights, for "aware" also of inputs,
             for "activations" of inputs alone.
         budget: "size3": the bytes of the uniform quantizer with 3 bits everywhere; bits, for other parts,
@@ -99,6 +101,7 @@ def plan() -> list[Spec]:
         *(Spec("error", network) for network in NETWORKS),
         Spec("memory"),
         *(Spec("untrained", "resnet20", bits, name) for bits in UNTRAINED_BITS for name in WEIGHT_QUANTIZERS),
+        *(Spec("paired", "resnet20", bits, "uniform") for bits in UNTRAINED_BITS),
         *(
             Spec("activations", "resnet20", bits, name)
             for bits in ACTIVATION_BITS

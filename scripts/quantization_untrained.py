@@ -1,6 +1,7 @@
 """Rows of the quantization results without training: errors of weights, stored activations, accuracy."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -26,9 +27,10 @@ from amc.quantization.saved_bytes import SavedBytes
 from amc.quantization.uniform import dequantize_weight, fit_weight_scale, quantize_weight
 from amc.quantization.value_aware import SHARE, quantized_weight
 from amc.recovery.calibrate import calibrate
+from amc.recovery.restate import restate_norms
 from amc.slicing import clone_module
 from envs.pruning import REFIT_BATCHES
-from scripts.quantization_rows import CHOICES, QuantizationResults, Spec
+from scripts.quantization_rows import ALONE, CHOICES, PAIRED, QuantizationResults, Spec
 from scripts.quantization_searches import traced
 
 LAPLACE_VALUES = 1_000_000
@@ -142,6 +144,17 @@ def untrained_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
     return {**found, "activation bits": NOT_QUANTIZED}
 
 
+def paired_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
+    """Accuracy re-normalized from N images, alone as in the paper, and with the original beside it."""
+    bench = bench_of(options, spec.network)
+    kind, bits = weight_quantizer(spec.quantizer), int(spec.budget)
+    return {
+        "original": bench.original,
+        ALONE: bench.accuracies(bench.compressed(kind, bits)),
+        PAIRED: bench.paired_accuracies(kind, bits),
+    }
+
+
 def activations_row(options: QuantizationResults, spec: Spec) -> dict[str, Any]:
     """Accuracy with quantized inputs of all layers but the first and the last; weights stay in floats."""
     bench = bench_of(options, spec.network)
@@ -159,7 +172,8 @@ class Bench:
 
     def __init__(self, network: Network, data: ImageData):
         self.network = network
-        self.pool = torch.cat(data.calibration(max(FEW_IMAGES)))
+        self.pool = torch.cat(data.calibration(max(FEW_IMAGES), augment=True))
+        self.plain = torch.cat(data.calibration(max(FEW_IMAGES)))
         self.images, self.labels = data.normalised("test"), data.test.labels
 
     @cached_property
@@ -194,16 +208,31 @@ class Bench:
             found[f"{count} images"] = self.score(fast)
         return found
 
+    def paired_accuracies(self, kind: type[WeightQuantizer], bits: int) -> dict[str, float]:
+        """The accuracies in percent with the original's norms in terms of the very same, plain images."""
+        found = {}
+        for count in FEW_IMAGES:
+            batches = self.plain[:count].split(200)
+            stated = replace(self.network, module=self.network.copy())
+            restate_norms(stated.module, batches)
+            fast = inference_form(self.compressed(kind, bits, stated))
+            calibrate(fast, batches)
+            found[f"{count} images"] = self.score(fast)
+        return found
+
     @cached_property
     def refits(self) -> AsymmetricReconstruction:
         """What lets layers make up for those in front of them, from as many images as in a search."""
         return AsymmetricReconstruction.of(self.network, self.pool.split(200)[:REFIT_BATCHES], every=True)
 
-    def compressed(self, kind: type[WeightQuantizer], bits: int) -> fx.GraphModule:
+    def compressed(
+        self, kind: type[WeightQuantizer], bits: int, network: Network | None = None
+    ) -> fx.GraphModule:
         """The network with the weights of every layer but the first and the last quantized."""
-        knob = BitsKnob("weight_bits", self.network, BITS)
-        policy = middle_policy(self.network, bits)
-        return apply(policy, self.network, [WeightQuantization(knob, kind.name)]).eval()
+        network = network or self.network
+        knob = BitsKnob("weight_bits", network, BITS)
+        policy = middle_policy(network, bits)
+        return apply(policy, network, [WeightQuantization(knob, kind.name)]).eval()
 
     @torch.no_grad()
     def score(self, model: fx.GraphModule) -> float:

@@ -157,13 +157,15 @@ def test_calibration_takes_training_images_only_and_each_once():
     assert not set(pixels.tolist()) & set(data.reward.images[:, 0, 0, 0].tolist())
 
 
-def test_calibration_is_augmented_and_seeded():
+@pytest.mark.parametrize("augment", [False, True])
+def test_calibration_is_seeded_and_augmented_only_if_asked(augment: bool):
     data = load_colour()
-    batch = data.calibration(25, 25, seed=3)[0]
-    assert torch.equal(batch, data.calibration(25, 25, seed=3)[0])
-    assert not torch.equal(batch, data.calibration(25, 25, seed=4)[0])
+    batch = data.calibration(25, 25, seed=3, augment=augment)[0]
+    assert torch.equal(batch, data.calibration(25, 25, seed=3, augment=augment)[0])
+    assert not torch.equal(batch, data.calibration(25, 25, seed=4, augment=augment)[0])
     plain = {tuple(one.flatten().tolist()) for one in data.normalised("train")}
-    assert sum(tuple(one.flatten().tolist()) in plain for one in batch) < 5
+    unchanged = sum(tuple(one.flatten().tolist()) in plain for one in batch)
+    assert unchanged < 5 if augment else unchanged == 25
 
 
 def test_without_holdout_gives_the_reward_images_back():

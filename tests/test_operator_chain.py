@@ -47,4 +47,5 @@ def test_what_a_search_replaces_is_exported_tuned_and_evaluated(
 
     assert run_script(fine_tune, "--run", run, "--epochs", "1", "--batch-size", "40") == 0
     tuned = json.loads((run / "fine_tuned" / "fine_tune.json").read_text())["scores"]["fine-tuned"]["test"]
-    assert score(run / "fine_tuned" / "model.onnx", tmp_path) == pytest.approx(tuned, abs=0.04)
+    # In floats: what a training in 8 bits has done may cost or win three of the sixty images.
+    assert score(run / "fine_tuned" / "model.onnx", tmp_path) == pytest.approx(tuned, abs=0.06)

@@ -103,9 +103,15 @@ def test_the_page_shows_means_over_seeds_and_what_is_out_of_reach():
 
 def test_a_compression_is_shown_with_what_fine_tuning_made_of_it():
     def fixed(setting: str) -> dict:
-        figures = {"macs_share": 0.5, "size_share": 0.5, "test_original": 0.9, "test_untuned": 0.8, "layers": []}
+        figures = {"macs_share": 0.5, "size_share": 0.5, "test_original": 0.9, "test_untuned": 0.8}
         timing = {"target": "openvino", "original_ms": 2.0, "ms": 1.2, "ratio": 0.6, "reliable": True}
-        return {**Spec(FIXED, "vgg16", setting, "pruning").to_json(), **figures, **timing, "seconds": 1.0}
+        return {
+            **Spec(FIXED, "vgg16", setting, "pruning").to_json(),
+            **figures,
+            **timing,
+            "layers": [],
+            "seconds": 1.0,
+        }
 
     after = {"epochs": 15, "test_tuned": 0.88, "seconds": 1.0}
     tuned = {**Spec(TUNED, "vgg16", "0.25", "pruning").to_json(), **after}

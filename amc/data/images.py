@@ -187,23 +187,28 @@ class ImageData:
                 images = self.augmentation(images, generator)
             yield self.normalise(images), part.labels[index].to(device)
 
-    def calibration(self, images: int = 1000, batch_size: int = 200, seed: int = 0) -> list[Tensor]:
-        """Augmented unlabeled batches for statistics: batch norm, activation ranges.
+    def calibration(
+        self, images: int = 1000, batch_size: int = 200, seed: int = 0, augment: bool = False
+    ) -> list[Tensor]:
+        """Unlabeled batches for statistics: batch norm, activation ranges, least squares.
 
-        They come from the train split, so they never meet the reward split. They are augmented because
-        the network was trained so: statistics of plain images would differ from those it learned with.
+        They come from the train split, so they never meet the reward split, and are like those that the
+        network will see in use. Augmented ones are like those of a training, whose statistics differ.
 
         Args:
             images: How many in total; at most the size of the train split is given.
             batch_size: Images a batch.
             seed: Chooses the images and their augmentation.
+            augment: Whether to change them as a training would.
 
         Returns:
             float32 tensors [B, C, H, W].
         """
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.train), generator=generator)[:images]
-        pixels = self.augmentation(self.train.images[chosen], generator)
+        pixels = self.train.images[chosen]
+        if augment:
+            pixels = self.augmentation(pixels, generator)
         return list(self.normalise(pixels).split(batch_size))
 
     def without_holdout(self) -> "ImageData":

@@ -77,7 +77,7 @@ def export_model(
         model: compressed, calibrated, in evaluation mode; compared where it lies, on the CPU.
         folder: exists; files of these names are replaced.
         images: [N, C, H, W] to compare torch and the runtimes on, the test split's.
-        calibration: augmented unlabeled batches; re-estimate the statistics of the network in floats.
+        calibration: unlabeled batches; re-estimate the statistics of the network in floats.
         drop: score that the network lost to the original, on the same images.
         policy_digest: stored in the files.
         formats: suffixes of the files to write; ".tflite" gives `model.tflite` and `model_int8.tflite`.
@@ -133,7 +133,7 @@ def on_grids(model: fx.GraphModule, calibration: Sequence[Tensor]) -> fx.GraphMo
 
     Args:
         model: compressed and calibrated; not changed, and returned as it is if there is nothing to do.
-        calibration: augmented unlabeled batches.
+        calibration: unlabeled batches.
     """
     foreign = {
         name for name, part in model.named_modules() if isinstance(part, Quantizer) and not part.integer_codes

@@ -146,7 +146,7 @@ class AsymmetricReconstruction:
 
         Args:
             network: the original.
-            batches: augmented unlabeled images.
+            batches: unlabeled images.
             positions: output positions drawn for each batch.
             seed: draws them.
             rounds: whether pruned networks compute in bfloat16.

@@ -82,7 +82,7 @@ def input_moments(
 
     Args:
         network: the original network.
-        batches: augmented unlabeled images.
+        batches: unlabeled images.
         positions: output positions drawn for each image.
         seed: draws them.
     """

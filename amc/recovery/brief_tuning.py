@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from amc.errors import UserError
 from amc.precision import Precision
 from amc.recovery.calibrate import calibrate
-from amc.recovery.fine_tune import RememberingTeacher, fine_tune, teaching_form
+from amc.recovery.fine_tune import RememberingTeacher, as_in_training, fine_tune, teaching_form
 from amc.tasks.base import Task
 from amc.training import Recipe
 
@@ -31,7 +31,7 @@ class BriefTuning:
         task: loss and training images; not changed.
         steps: SGD steps of 64 images; images are met again where there are too few, and the last pass over
             them is a whole one.
-        calibration: unlabeled batches for ranges and batch-norm statistics behind the training.
+        calibration: unlabeled batches for the ranges of activations behind the training.
         precision: arithmetic of the training.
 
     Raises:
@@ -59,7 +59,7 @@ class BriefTuning:
         # The batches are the same for every policy, so the teacher sees each of them once a search.
         self._teacher = RememberingTeacher(teaching_form(teacher))
         self._recipe = Recipe(epochs, BATCH_SIZE, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        self._calibration = calibration
+        self._calibration, self._augmented = calibration, as_in_training(self._task, teacher)
         self._precision: Precision = precision
 
     def __call__(self, model: fx.GraphModule) -> None:
@@ -74,4 +74,4 @@ class BriefTuning:
             calibration=self._calibration,
             precision=self._precision,
         )
-        calibrate(model, self._calibration)
+        calibrate(model, self._augmented)

@@ -23,7 +23,7 @@ def calibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
 
     Args:
         model: a compressed network; left in evaluation mode.
-        batches: augmented unlabeled images [N, C, H, W], disjoint from the reward split.
+        batches: unlabeled images [N, C, H, W], disjoint from the reward split.
     """
     model.eval()
     norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]

@@ -28,6 +28,7 @@ from amc.quantization.modules import (
 )
 from amc.quantization.training_memory import TrainingMemory
 from amc.recovery.calibrate import calibrate
+from amc.recovery.restate import restate_norms
 from amc.tasks.base import Task
 from amc.training import Epoch, Loss, Recipe, device_of, fit
 
@@ -180,7 +181,7 @@ def fine_tune(
         task_loss: what labels teach, in the place of the task's own loss: `mimicking`, say.
         refit_every: steps after which the weights' scales are fitted anew, and also after the last step.
         float_epochs: epochs at the start that quantize nothing; scales and ranges are fitted behind them.
-        calibration: augmented unlabeled batches [N, ...] that the ranges are then fitted on.
+        calibration: unlabeled batches [N, ...] that the ranges are then fitted on.
         precision: arithmetic of classifiers while nothing is quantized; codes are trained in float32.
         memory: stores activations in fewer bits until the backward pass; all is then computed in float32.
         start_epoch, momentum: epochs done before and `Epoch.momentum`: a training goes on exactly.
@@ -197,6 +198,9 @@ def fine_tune(
     rounds = _rounding(task.distillable and bfloat16)
     loss = loss_in_bfloat16(_taught(teacher, task, recipe, distillation, task_loss or task.loss), rounds)
     with _in_training(model, paused=start_epoch < float_epochs):
+        if not start_epoch:
+            # A training computes with the statistics of its own batches, whose images are augmented.
+            restate_norms(model, as_in_training(task, model))
         return fit(
             model,
             task.data,
@@ -283,7 +287,7 @@ def quantize_again(model: nn.Module, batches: Sequence[Tensor]) -> None:
 
     Args:
         model: its quantizers are paused.
-        batches: augmented unlabeled images [N, ...]; the first one fits the ranges.
+        batches: unlabeled images [N, ...]; the first one fits the ranges.
     """
     pause_quantizers(model, False)
     for module in model.modules():
@@ -301,21 +305,27 @@ def settle_statistics(model: nn.Module, task: Task, batches: Sequence[Tensor]) -
     """Re-estimate the batch-norm statistics of a trained network where that raises its reward-split score.
 
     After few steps the running statistics lag behind the weights, after many they are the better ones: they
-    have seen more images. In place.
+    have seen more images. In place; the norms end in terms of `batches`, for whoever re-normalizes later.
 
     Args:
         model: a fine-tuned network in evaluation mode.
-        task: scores it; the test split is not used.
-        batches: augmented unlabeled images [N, C, H, W], on the model's device.
+        task: scores it, and gives images as in training; the test split is not used.
+        batches: unlabeled images as in use [N, C, H, W], on the model's device.
 
     Returns:
         The score on the reward split of what was kept.
     """
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     running = task.score(model, "reward")
-    calibrate(model, batches)
-    settled = task.score(model, "reward")
-    if settled > running:
-        return settled
-    model.load_state_dict(before, strict=False)
-    return running
+    calibrate(model, as_in_training(task, model))
+    kept = task.score(model, "reward")
+    if kept <= running:
+        model.load_state_dict(before, strict=False)
+        kept = running
+    restate_norms(model, batches)
+    return kept
+
+
+def as_in_training(task: Task, model: nn.Module) -> list[Tensor]:
+    """Augmented unlabeled batches on the model's device."""
+    return [batch.to(device_of(model)) for batch in task.calibration(augment=True)]

@@ -55,8 +55,13 @@ class Task(Protocol):
         """One normalised image, float32 [1, C, H, W], to trace the model with."""
         ...
 
-    def calibration(self, images: int = 1000, batch_size: int = 200, seed: int = 0) -> list[Tensor]:
-        """Augmented unlabeled batches, disjoint from the reward split, float32 [B, C, H, W]."""
+    def calibration(
+        self, images: int = 1000, batch_size: int = 200, seed: int = 0, augment: bool = False
+    ) -> list[Tensor]:
+        """Unlabeled batches, disjoint from the reward split, float32 [B, C, H, W].
+
+        Images as they are in use, or changed as in training.
+        """
         ...
 
 

@@ -73,6 +73,8 @@ class ClassificationTask:
         """The first training image, normalised, [1, C, H, W]."""
         return self.data.normalise(self.data.train.images[:1])
 
-    def calibration(self, images: int = 1000, batch_size: int = 200, seed: int = 0) -> list[Tensor]:
-        """Augmented unlabeled training images, disjoint from the reward split."""
-        return self.data.calibration(images, batch_size, seed)
+    def calibration(
+        self, images: int = 1000, batch_size: int = 200, seed: int = 0, augment: bool = False
+    ) -> list[Tensor]:
+        """Unlabeled training images, disjoint from the reward split."""
+        return self.data.calibration(images, batch_size, seed, augment)
