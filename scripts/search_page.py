@@ -13,7 +13,15 @@ from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
-from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, where_and_when, write_page
+from scripts.results_page import (
+    AGAIN,
+    NOTHING,
+    markdown_table,
+    read_figures,
+    unpaired,
+    where_and_when,
+    write_page,
+)
 from scripts.results_runner import Row, Rows
 from scripts.search_comparison import Setting, contests, settings
 from scripts.search_page_goals import smallest, sparse
@@ -97,6 +105,7 @@ def overview(rows: Rows) -> list[str]:
         "hours. `python -m scripts.search_results` makes the missing ones "
         f"{AGAIN}, with `--data-root`, "
         "`--weights-dir` and `--weights-56`; `python -m scripts.search_page` writes this page from them.",
+        *unpaired(rows.values()),
     ]
 
 

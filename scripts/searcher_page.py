@@ -16,6 +16,7 @@ from scripts.results_page import (
     markdown_table,
     read_figures,
     save_figures,
+    unpaired,
     where_and_when,
     write_page,
 )
@@ -93,6 +94,7 @@ def overview(rows: Rows) -> list[str]:
         f"{AGAIN}, with `--data-root`, `--weights-dir` "
         "and `--weights-56`; searches under latency have a folder of their own, `--latency-runs`. "
         "`python -m scripts.searcher_page` writes this page from them.",
+        *unpaired(rows.values()),
     ]
 
 

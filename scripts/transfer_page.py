@@ -12,7 +12,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
-from scripts.results_page import AGAIN, read_figures, save_figures, where_and_when, write_page
+from scripts.results_page import AGAIN, read_figures, save_figures, unpaired, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.transfer_plot import pareto_png
 from scripts.transfer_rows import GROUPS, plan
@@ -21,6 +21,11 @@ from scripts.transfer_verdicts import RULE, level_verdicts, tables, transfer_ver
 
 IMAGE = "transfer_levels.png"
 NOT_YET = "*Not measured yet.*"
+EARLIER = (
+    ", with channels in the order of their weights (`--importance l2`), symmetric refits and searches from "
+    "the uniform policy"
+)
+"""What else was different then."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def overview(rows: Rows) -> list[str]:
         "scripts.transfer_results` makes the missing ones "
         f"{AGAIN}; `python -m scripts.transfer_page` writes this "
         "page.",
+        *unpaired(rows.values(), EARLIER),
     ]
 
 
