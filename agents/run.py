@@ -35,6 +35,8 @@ from envs.case_walk import CaseWalk
 from envs.problem import Baseline, Problem, build_problem
 from envs.reference import settle_reference, start_from
 
+STATISTICS = "paired"
+"""With whose batch norms are re-normalized (`amc.recovery.restate`)."""
 LOG_FILE = "evaluations.jsonl"
 OUTCOMES_FILE = "outcomes.json"
 PACKAGES = ("amc-compress", "gymnasium", "stable-baselines3", "torch-pruning")
@@ -311,6 +313,11 @@ def load_run(
         raise UserError(f"{folder} was started with another model: its {' and '.join(changed)} differ.")
     if "latency" in config.problem.active_costs and facts["machine"]["cpu"] != cpu_model():
         problem.notes += ("This run was started on another CPU: its latencies cannot be compared.",)
+    if facts.get("statistics") != STATISTICS:
+        problem.notes += (
+            "This run was started before the statistics of batch norms were paired with the original's: new "
+            "scores cannot be compared with its old ones. Start another, or take its policy as it is.",
+        )
     return Run(folder, config, problem)
 
 
@@ -355,6 +362,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "target_version": problem.target.runtime_version,
         "network": problem.network.fingerprint,
         "weights": problem.weights,
+        "statistics": STATISTICS,
         "original": {"score": problem.baseline.score, "costs": problem.baseline.costs},
         "score_name": problem.task.score_name,
         "reference": problem.reference_name,

@@ -5,6 +5,7 @@ only a walk, `evaluate` and a reward.
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from envs.choices import make_choices, make_evaluator
 from envs.latency_budget import Confirmation, LatencyBudget, PredictorFigures, check_unit, make_latency_budget
 from envs.own_choices import code_costs
 from envs.problem_config import ProblemConfig, is_latency
+from envs.pruning import delivery_images
 from envs.reward import LatencyLimit, Reward, goal_reward, least_score, reward_notes
 from envs.walk import Walk
 
@@ -225,10 +227,13 @@ def build_problem(
     target = target or get_target(config.target)
     target.on_calibration = progress
     check_unit(config.loosest, target)
+    _check_task(task)
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     weights = weights_digest(network.module)
-    restate_norms(network.module, task.calibration(config.calibration_images))
+    # The images of all refits and calibrations are among these.
+    images = max(config.calibration_images, delivery_images(task, config))
+    restate_norms(network.module, task.calibration(images))
     choices, notes = make_choices(network, task, config, target)
     notes += (*reward_notes(config), *expansion_notes(network.module))
     space = choices.space
@@ -262,6 +267,20 @@ def build_problem(
         latency=latency,
         notes=notes,
     )
+
+
+def _check_task(task: Task) -> None:
+    """Refuse a task that a fine-tuning would only fail on after the search.
+
+    Raises:
+        UserError: its `calibration` cannot be asked for augmented images.
+    """
+    parameters = inspect.signature(task.calibration).parameters.values()
+    if not any(each.name == "augment" or each.kind is each.VAR_KEYWORD for each in parameters):
+        raise UserError(
+            f"calibration() of {type(task).__name__} lacks the argument augment: it gives images as they are "
+            "in use, and with augment=True as they are in training."
+        )
 
 
 def _costs(space: Space, config: ProblemConfig) -> tuple[dict[str, Cost], dict[str, float]]:

@@ -71,9 +71,8 @@ def make_delivery(
         compressors: those of the search.
         layerwise: as of `make_reconstruction`.
     """
-    height, width = task.example_input().shape[-2:]
-    images = min(config.final_images, config.final_images * FINAL_PIXELS // (height * width))
-    if config.reconstruct != "asymmetric" or images <= REFIT_BATCHES * REFIT_BATCH_SIZE:
+    images = delivery_images(task, config)
+    if images <= REFIT_BATCHES * REFIT_BATCH_SIZE:
         return None
 
     def made() -> Sequence[Compressor]:
@@ -81,6 +80,13 @@ def make_delivery(
         return [one.refitting(refits) if isinstance(one, ChannelPruning) else one for one in compressors]
 
     return made
+
+
+def delivery_images(task: Task, config: ProblemConfig) -> int:
+    """How many images the networks that are kept are refitted to; 0 if not to more than a search does."""
+    height, width = task.example_input().shape[-2:]
+    images = min(config.final_images, config.final_images * FINAL_PIXELS // (height * width))
+    return images if config.reconstruct == "asymmetric" else 0
 
 
 def rank(

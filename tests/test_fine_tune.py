@@ -179,12 +179,13 @@ def test_settling_keeps_the_better_statistics():
     model = compressed(keep=1.0, bits=8)
     score, images = task.score(model, "reward"), torch.cat(batches)
     before = model(images)
-    task.calibration = lambda augment: [images[:2]] if augment else []  # type: ignore[method-assign]
+    few = [images[:2]]
+    task.calibration = lambda images, augment: few if augment else []  # type: ignore[method-assign]
     assert settle_statistics(model, task, batches) == score == task.score(model, "reward")
     assert torch.allclose(model(images), before, atol=1e-3), "only in other terms"
     calibrate(model, [images[:2]])
     poor = task.score(model, "reward")
-    task.calibration = lambda augment: batches  # type: ignore[method-assign]
+    task.calibration = lambda images, augment: batches  # type: ignore[method-assign]
     assert settle_statistics(model, task, batches) == task.score(model, "reward") > poor + 0.05
 
 

@@ -83,13 +83,40 @@ def test_a_quantized_network_is_repaired_better_from_few_images(network: Network
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_norms_without_scale_or_without_statistics_stay_as_they_are():
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"bias": False}])
+def test_norms_get_what_they_lack(settings: dict[str, bool]):
     x = images(8)
-    for norm in (nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, track_running_stats=False)):
-        module = nn.Sequential(norm).eval()
-        before = {name: value.clone() for name, value in module.state_dict().items()}
-        restate_norms(module, [x])
-        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    module = nn.Sequential(nn.BatchNorm2d(3, **settings), nn.ReLU()).eval()
+    before = module(x)
+    restate_norms(module, [x])
+    assert torch.allclose(module(x), before, atol=1e-5)
+    calibrate(module, [x])
+    assert torch.allclose(module(x), before, atol=1e-5)
+
+
+def test_norms_without_statistics_stay_as_they_are():
+    module = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    restate_norms(module, [images(8)])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_norms_that_share_a_scale_are_told_apart():
+    x = images(8)
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+    module[2].weight, module[2].bias = module[0].weight, module[0].bias
+    before = module(x)
+    restate_norms(module, [x])
+    assert torch.allclose(module(x), before, atol=1e-4)
+
+
+def test_few_values_in_front_of_a_norm_cancel_exactly():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5), nn.BatchNorm1d(5)).eval()
+    x = images(4)
+    before = module(x)
+    restate_norms(module, [x])
+    calibrate(module, [x])
+    assert torch.allclose(module(x), before, atol=1e-4)
 
 
 def test_a_channel_that_is_always_the_same_does_not_blow_up():

@@ -35,6 +35,8 @@ from amc.training import Epoch, Loss, Recipe, device_of, fit
 DEFAULT_RECIPE = Recipe(epochs=4, batch_size=64, lr=0.01, weight_decay=1e-4)
 """For a trained network that has lost channels or bits: a tenth of the learning rate it was trained with."""
 
+STATISTICS_IMAGES = 1000
+"""Whose statistics a training starts from: it takes those of its own batches then."""
 REFIT_EVERY = 10
 """Steps between two fits of the weights' scales: 1 % of the time of a step, and as good as after each one.
 
@@ -175,7 +177,7 @@ def fine_tune(
     Args:
         model: compressed and calibrated (`Evaluator.compressed`); ends in evaluation mode.
         teacher: the original network, on the same device; its mode is changed to evaluation.
-        task: its loss and its train split are used, and nothing else of it.
+        task: its loss, its train split and its unlabeled images are used, and nothing else of it.
         recipe: epochs, learning rate and so on.
         distillation: temperature and weight of the teacher.
         task_loss: what labels teach, in the place of the task's own loss: `mimicking`, say.
@@ -200,7 +202,7 @@ def fine_tune(
     with _in_training(model, paused=start_epoch < float_epochs):
         if not start_epoch:
             # A training computes with the statistics of its own batches, whose images are augmented.
-            restate_norms(model, as_in_training(task, model))
+            restate_norms(model, as_in_training(task, model, recipe.augment))
         return fit(
             model,
             task.data,
@@ -317,7 +319,8 @@ def settle_statistics(model: nn.Module, task: Task, batches: Sequence[Tensor]) -
     """
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     running = task.score(model, "reward")
-    calibrate(model, as_in_training(task, model))
+    images = sum(len(batch) for batch in batches)
+    calibrate(model, as_in_training(task, model, images=images))
     kept = task.score(model, "reward")
     if kept <= running:
         model.load_state_dict(before, strict=False)
@@ -326,6 +329,8 @@ def settle_statistics(model: nn.Module, task: Task, batches: Sequence[Tensor]) -
     return kept
 
 
-def as_in_training(task: Task, model: nn.Module) -> list[Tensor]:
-    """Augmented unlabeled batches on the model's device."""
-    return [batch.to(device_of(model)) for batch in task.calibration(augment=True)]
+def as_in_training(
+    task: Task, model: nn.Module, augment: bool = True, images: int = STATISTICS_IMAGES
+) -> list[Tensor]:
+    """Unlabeled batches like those of a training, on the model's device."""
+    return [batch.to(device_of(model)) for batch in task.calibration(images, augment=augment)]

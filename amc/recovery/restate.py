@@ -30,11 +30,11 @@ def restate_norms(module: nn.Module, batches: Sequence[Tensor]) -> None:
     """Write the batch norms in terms of these images, in place; the module computes what it did.
 
     Args:
-        module: left in evaluation mode. Norms without scale and shift stay as they are.
+        module: left in evaluation mode. Norms without scale or shift get them.
         batches: unlabeled images [N, C, H, W], of equal weight as in `amc.recovery.calibrate`.
     """
     module.eval()
-    norms = [m for m in module.modules() if isinstance(m, NORMS) and m.track_running_stats and m.affine]
+    norms = [m for m in module.modules() if isinstance(m, NORMS) and m.track_running_stats]
     if not batches or not norms:
         return
     seen: dict[Norm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
@@ -53,10 +53,11 @@ def restate_norms(module: nn.Module, batches: Sequence[Tensor]) -> None:
 
 
 def _see(moments: list[tuple[Tensor, Tensor]], norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Remember mean and mean square of a norm's inputs, float64 [channels]."""
+    """Remember mean and mean square of a norm's inputs, float64 [channels], unbiased as norms take them."""
     (x,) = inputs
     others = [dim for dim in range(x.ndim) if dim != 1]
-    variance, mean = torch.var_mean(x.float(), dim=others, correction=0)
+    unbiased = x.numel() > x.shape[1]
+    variance, mean = torch.var_mean(x.float(), dim=others, correction=int(unbiased))
     mean = mean.double()
     moments.append((mean, variance.double() + mean.square()))
 
@@ -64,8 +65,19 @@ def _see(moments: list[tuple[Tensor, Tensor]], norm: nn.Module, inputs: tuple[Te
 def _restate(norm: Norm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     known = (norm.running_var.double() + norm.eps).sqrt()
-    scale, old_mean = norm.weight.detach().double(), norm.running_mean.double()
-    norm.bias.data.add_((scale * (mean - old_mean) / known).to(norm.bias.dtype))
-    norm.weight.data.copy_(scale * (variance + norm.eps).sqrt() / known)
+    scale = torch.ones_like(known) if norm.weight is None else norm.weight.detach().double()
+    shift = torch.zeros_like(known) if norm.bias is None else norm.bias.detach().double()
+    # New tensors: norms that share them have statistics of their own.
+    norm.bias = _like(norm.bias, shift + scale * (mean - norm.running_mean.double()) / known, norm)
+    norm.weight = _like(norm.weight, scale * (variance + norm.eps).sqrt() / known, norm)
+    norm.affine = True
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
+
+
+def _like(old: nn.Parameter | None, values: Tensor, norm: Norm) -> nn.Parameter:
+    """A parameter with these values, trained where the old one was; one that there was not is not trained."""
+    assert norm.running_mean is not None
+    return nn.Parameter(
+        values.to(norm.running_mean.dtype), requires_grad=old is not None and old.requires_grad
+    )
