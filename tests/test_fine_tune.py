@@ -341,7 +341,7 @@ def call(*arguments: object) -> int:
 
 
 def test_the_script_writes_package_files_and_figures(run_folder: Path, capsys) -> None:
-    assert call("--run", run_folder, "--epochs", 2, "--lr", 0.03) == 0
+    assert call("--run", run_folder, "--epochs", 6, "--lr", 0.01) == 0
     folder = run_folder / "fine_tuned"
     names = {"model.safetensors", "policy.json", "model.onnx", "model_int8.onnx", "fine_tune.json"}
     assert {path.name for path in folder.iterdir()} == names
