@@ -15,7 +15,7 @@ from scripts.cli import run
 from scripts.quantization_choice import ALL
 from scripts.quantization_plots import bits_png, errors_png
 from scripts.quantization_rows import ALONE, AWARE_EPOCHS, MIXED_EPOCHS, PAIRED, plan
-from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, write_page
+from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, unpaired, write_page
 from scripts.results_runner import Row, Rows
 
 IMAGES = (10, 30, 100, 300, 1000)
@@ -29,6 +29,8 @@ CLAIMS = {
 }
 """Raw and re-normalized accuracy of the method of He and Cheng (ECCV 2018): an earlier measurement of ours
 with separate code."""
+SEARCHED = ("choice", "mixed", "tuned")
+"""Parts whose networks are compressed as a search does."""
 TEST_IMAGES = 10_000
 LQ_CLAIM = {"3": "within 1.0 point of floats", "2": "within 2.5 points of floats"}
 DRAWN = {"resnet20": "uniform", "resnet56": "label-free"}
@@ -134,6 +136,7 @@ def overview(rows: Rows) -> list[str]:
         "`python -m scripts.quantization_results` makes the missing ones "
         f"{AGAIN}, with `--data-root`, `--weights-20` "
         "and `--weights-56`; `python -m scripts.quantization_page` writes this page from them.",
+        *unpaired(row for row in rows.values() if row["part"] in SEARCHED),
     ]
 
 

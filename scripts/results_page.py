@@ -59,7 +59,7 @@ def unpaired(rows: Iterable[Mapping[str, Any]], besides: str = "") -> list[str]:
     if not before:
         return []
     return [
-        f"{before} of these rows were made before the statistics of batch norms were "
+        f"{before} rows were made before the statistics of batch norms were "
         f"[paired with the original's](../tried.md){besides}. Un-tuned, they read lower than the same would "
         "today: ResNet-20 by 0.8 points at half of its MACs. They are to be compared among themselves."
     ]
