@@ -33,7 +33,7 @@ from envs.choices import make_choices, make_evaluator
 from envs.latency_budget import Confirmation, LatencyBudget, PredictorFigures, check_unit, make_latency_budget
 from envs.own_choices import code_costs
 from envs.problem_config import ProblemConfig, is_latency
-from envs.pruning import delivery_images
+from envs.pruning import stated_images
 from envs.reward import LatencyLimit, Reward, goal_reward, least_score, reward_notes
 from envs.walk import Walk
 
@@ -231,9 +231,7 @@ def build_problem(
     task = _with_reward_images(task, config.reward_images)
     network = trace(task.traced(model), task.example_input(), config.freeze)
     weights = weights_digest(network.module)
-    # The images of all refits and calibrations are among these.
-    images = max(config.calibration_images, delivery_images(task, config))
-    restate_norms(network.module, task.calibration(images))
+    restate_norms(network.module, task.calibration(stated_images(task, config)))
     choices, notes = make_choices(network, task, config, target)
     notes += (*reward_notes(config), *expansion_notes(network.module))
     space = choices.space
