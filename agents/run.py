@@ -14,7 +14,16 @@ from agents.checkpoint import CHECKPOINT_FOLDER
 from agents.latency_file import MeasuredBefore, read_latency, write_latency
 from agents.log import EvaluationLog, Row
 from agents.outcome import ACTOR, ORIGINAL, Outcome, final_figures
-from agents.run_config import CONFIG_FILE, RunConfig, continued, read_config, read_facts, write_config
+from agents.run_config import (
+    CONFIG_FILE,
+    STATISTICS,
+    RunConfig,
+    check_statistics,
+    continued,
+    read_config,
+    read_facts,
+    write_config,
+)
 from agents.run_folder import check_new_folder, run_lock
 from agents.search import POLICY_FILE, Callback, SearchResult, search
 from agents.searcher import Searcher, check_searcher, make_searcher, with_reference
@@ -35,8 +44,6 @@ from envs.case_walk import CaseWalk
 from envs.problem import Baseline, Problem, build_problem
 from envs.reference import settle_reference, start_from
 
-STATISTICS = "paired"
-"""With whose batch norms are re-normalized (`amc.recovery.restate`)."""
 LOG_FILE = "evaluations.jsonl"
 OUTCOMES_FILE = "outcomes.json"
 PACKAGES = ("amc-compress", "gymnasium", "stable-baselines3", "torch-pruning")
@@ -118,7 +125,8 @@ class Run:
         Ctrl-C ends it early, and then nothing is scored any more.
 
         Raises:
-            UserError: another process searches here, or log and configuration do not belong together.
+            UserError: another process searches here, log and configuration do not belong together, or the
+                run is of before statistics were paired.
         """
         with run_lock(self.folder):
             # Another process may have searched here since the log was read; and a searcher is used once.
@@ -126,6 +134,7 @@ class Run:
             self.__dict__.pop("searcher", None)
             if self.problem.latency is not None:
                 self.problem.latency.restart()
+            check_statistics(self.folder)
             write_config(self.folder, self.config, read_facts(self.folder))
             return self._search(callbacks, stop)
 
@@ -313,11 +322,6 @@ def load_run(
         raise UserError(f"{folder} was started with another model: its {' and '.join(changed)} differ.")
     if "latency" in config.problem.active_costs and facts["machine"]["cpu"] != cpu_model():
         problem.notes += ("This run was started on another CPU: its latencies cannot be compared.",)
-    if facts.get("statistics") != STATISTICS:
-        problem.notes += (
-            "This run was started before the statistics of batch norms were paired with the original's: new "
-            "scores cannot be compared with its old ones. Start another, or take its policy as it is.",
-        )
     return Run(folder, config, problem)
 
 

@@ -15,6 +15,8 @@ from envs.problem_config import ProblemConfig
 CONFIG_FILE = "config.yaml"
 FACTS = ("machine", "network", "weights", "original")
 """What a resumed run needs of the facts."""
+STATISTICS = "paired"
+"""With the original's, those of batch norms in compressed networks (`amc.recovery.restate`)."""
 PATHS = ("weights", "data_root", "start_from")
 
 C = TypeVar("C")
@@ -123,6 +125,20 @@ def problem_from(values: dict[str, Any], origin: str) -> ProblemConfig:
         return _build(ProblemConfig, values)
     except TypeError as error:
         raise UserError(f"{origin} was written by another release: {one_line(error)}.") from error
+
+
+def check_statistics(folder: Path) -> None:
+    """Refuse a run whose scores cannot be compared with those of today: to search on, or for tables.
+
+    Raises:
+        UserError: its batch norms had the statistics of the compressed networks alone.
+    """
+    if read_facts(folder).get("statistics") != STATISTICS:
+        raise UserError(
+            f"{folder} was started before the statistics of batch norms were paired with the original's, and "
+            "new scores cannot be compared with its old ones: start another run. Its policy can still be "
+            "exported and fine-tuned."
+        )
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from envs.choices import make_choices, make_evaluator
 from envs.latency_budget import Confirmation, LatencyBudget, PredictorFigures, check_unit, make_latency_budget
 from envs.own_choices import code_costs
 from envs.problem_config import ProblemConfig, is_latency
-from envs.pruning import stated_images
 from envs.reward import LatencyLimit, Reward, goal_reward, least_score, reward_notes
 from envs.walk import Walk
 
@@ -227,11 +226,8 @@ def build_problem(
     target = target or get_target(config.target)
     target.on_calibration = progress
     check_unit(config.loosest, target)
-    _check_task(task)
     task = _with_reward_images(task, config.reward_images)
-    network = trace(task.traced(model), task.example_input(), config.freeze)
-    weights = weights_digest(network.module)
-    restate_norms(network.module, task.calibration(stated_images(task, config)))
+    network, weights = _traced(model, task, config)
     choices, notes = make_choices(network, task, config, target)
     notes += (*reward_notes(config), *expansion_notes(network.module))
     space = choices.space
@@ -265,6 +261,15 @@ def build_problem(
         latency=latency,
         notes=notes,
     )
+
+
+def _traced(model: nn.Module, task: Task, config: ProblemConfig) -> tuple[Network, str]:
+    """The network, its norms in terms of the calibration images, and a digest of the weights it came with."""
+    _check_task(task)
+    network = trace(task.traced(model), task.example_input(), config.freeze)
+    weights = weights_digest(network.module)
+    restate_norms(network.module, task.calibration(config.calibration_images))
+    return network, weights
 
 
 def _check_task(task: Task) -> None:

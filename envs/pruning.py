@@ -24,10 +24,8 @@ REFIT_BATCHES, REFIT_BATCH_SIZE = 3, 200
 """Batches, and images of each, for the asymmetric reconstruction, which pays for them with every policy. All
 five batches give the balanced policy of ResNet-56 at half of its MACs 0.4 points more on the reward split,
 for half as much time again."""
-STATED_IMAGES = 2000
 FINAL_PIXELS = 32 * 32
-"""Pixels of the images that `final_images` and `STATED_IMAGES` count. Those of a refit are in memory at once,
-layer by layer."""
+"""Pixels of the images that `final_images` counts. All of them are in memory at once, layer by layer."""
 
 
 def make_reconstruction(
@@ -73,8 +71,9 @@ def make_delivery(
         compressors: those of the search.
         layerwise: as of `make_reconstruction`.
     """
-    images = delivery_images(task, config)
-    if images <= REFIT_BATCHES * REFIT_BATCH_SIZE:
+    height, width = task.example_input().shape[-2:]
+    images = min(config.final_images, config.final_images * FINAL_PIXELS // (height * width))
+    if config.reconstruct != "asymmetric" or images <= REFIT_BATCHES * REFIT_BATCH_SIZE:
         return None
 
     def made() -> Sequence[Compressor]:
@@ -82,25 +81,6 @@ def make_delivery(
         return [one.refitting(refits) if isinstance(one, ChannelPruning) else one for one in compressors]
 
     return made
-
-
-def delivery_images(task: Task, config: ProblemConfig) -> int:
-    """How many images the networks that are kept are refitted to; 0 if not to more than a search does."""
-    return _by_pixels(task, config.final_images) if config.reconstruct == "asymmetric" else 0
-
-
-def stated_images(task: Task, config: ProblemConfig) -> int:
-    """How many images the original's batch norms are put in terms of.
-
-    The images of calibrations and, by default, of all refits are among them. What else a search is told does
-    not change their number, so that ways to refit are compared on the same network.
-    """
-    return max(config.calibration_images, _by_pixels(task, STATED_IMAGES))
-
-
-def _by_pixels(task: Task, images: int) -> int:
-    height, width = task.example_input().shape[-2:]
-    return min(images, images * FINAL_PIXELS // (height * width))
 
 
 def rank(

@@ -7,14 +7,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from agents.run_config import STATISTICS
 from amc.files import write_atomically, write_json
 from amc.targets import describe_machine
 
 Table = list[dict[str, Any]]
 """One object a row, with the column names as keys."""
 NOTHING = "*Not measured yet.*"
-PAIRED = "paired"
-"""What `amc.recovery.restate` does to the statistics of batch norms, since rows say so."""
 AGAIN = (
     "(with `--again` and another folder as `--runs` the measured ones too; what is finished in a folder is "
     "read, not repeated)"
@@ -43,7 +42,7 @@ def origin() -> dict[str, Any]:
         "commit": commit(),
         "date": date.today().isoformat(),
         "machine": machine,
-        "statistics": PAIRED,
+        "statistics": STATISTICS,
     }
 
 
@@ -55,7 +54,7 @@ def unpaired(rows: Iterable[Mapping[str, Any]], besides: str = "") -> list[str]:
         besides: in what else they differ from those made today.
     """
     origins = [row.get("searched", row.get("origin", {})) for row in rows]
-    before = sum(origin.get("statistics") != PAIRED for origin in origins)
+    before = sum(origin.get("statistics") != STATISTICS for origin in origins)
     if not before:
         return []
     return [

@@ -12,7 +12,7 @@ from tests.test_env import make_problem
 
 
 def test_a_few_steps_raise_the_score_of_a_network_near_chance():
-    plain, tuned = (make_problem("macs=0.15", tune_steps=steps) for steps in (0, 240))
+    plain, tuned = (make_problem("macs=0.05", tune_steps=steps) for steps in (0, 120))
     policy = plain.walk().reference_policy()
     before, after = (problem.evaluator([policy])[0].score for problem in (plain, tuned))
     assert after > before + 0.1

@@ -32,7 +32,6 @@ from amc.recovery.fine_tune import (
     distilled,
     fine_tune,
     refit_weight_scales,
-    settle_statistics,
     teaching_form,
     teaching_loss,
 )
@@ -172,30 +171,6 @@ def test_fine_tuning_recovers_a_pruned_and_quantized_network():
     after = task.score(model, "test")
     assert best > 0.95 and before < best - 0.3, "the network must have something to recover"
     assert after > before + 0.7 * (best - before) and not model.training
-
-
-def test_settling_keeps_the_better_statistics():
-    task, batches = ClassificationTask(digits()), digits().calibration(200, 100)
-    model = compressed(keep=1.0, bits=8)
-    score, images = task.score(model, "reward"), torch.cat(batches)
-    before = model(images)
-    few = [images[:2]]
-    task.calibration = lambda images, augment: few if augment else []  # type: ignore[method-assign]
-    assert settle_statistics(model, task, batches) == score == task.score(model, "reward")
-    assert torch.allclose(model(images), before, atol=1e-3), "only in other terms"
-    calibrate(model, [images[:2]])
-    poor = task.score(model, "reward")
-    task.calibration = lambda images, augment: batches  # type: ignore[method-assign]
-    assert settle_statistics(model, task, batches) == task.score(model, "reward") > poor + 0.05
-
-
-def test_a_settled_network_can_be_renormalized_on_other_images_than_it_was_trained_with():
-    task, batches = ClassificationTask(digits()), digits().calibration(200, 100)
-    model = compressed(keep=1.0, bits=8)
-    settle_statistics(model, task, batches)
-    before = model(batches[0])
-    calibrate(model, batches)
-    assert (model(batches[0]) - before).norm() < 0.02 * before.norm()
 
 
 def test_it_trains_on_the_train_split_alone():

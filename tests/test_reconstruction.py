@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from amc.pruning.reconstruction import (
     reconstruct_weight,
 )
 from amc.pruning.sums import Values, WatchedRun, summands
+from amc.recovery.calibrate import calibrate
 from amc.slicing import apply_slices, kept_positions
 from amc.space import Space
 from envs.problem_config import ProblemConfig
@@ -143,6 +145,8 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
     """Residual sums, strides, 1x1 and 3x3 kernels, concatenations; batch norms use the batch's statistics."""
     torch.manual_seed(0)
     network, batches = traced(name), list(torch.randn(3, 16, 3, 32, 32))
+    network = replace(network, module=network.copy())
+    calibrate(network.module, batches)  # with made-up statistics a deep network's values vanish
     refitted = AsymmetricReconstruction.of(network, batches, positions=8)
     model, positions = pruned_to(network, 0.5)
     depthwise = [layer.name for layer in network.layers if layer.kind == "depthwise"]

@@ -7,10 +7,12 @@ from torch import nn
 from amc.inference import fold_norms, inference_form
 from amc.models import build_model
 from amc.network import Network, trace
+from amc.pruning.asymmetric import AsymmetricReconstruction
 from amc.quantization.modules import with_quantized_weight
 from amc.quantization.registry import weight_quantizer
 from amc.recovery.calibrate import calibrate
 from amc.recovery.restate import restate_norms
+from tests.test_reconstruction import pruned_to
 
 
 def images(count: int, seed: int = 0, shift: float = 0.5) -> torch.Tensor:
@@ -128,3 +130,24 @@ def test_a_channel_that_is_always_the_same_does_not_blow_up():
     assert torch.allclose(module(x), before, atol=1e-4) and not any(
         value.isnan().any() for value in module.state_dict().values()
     )
+
+
+def test_a_reconstruction_repairs_from_its_own_images_whatever_the_norms_were_in_terms_of(network: Network):
+    batches, few = list(images(48, seed=5).split(16)), [images(3, seed=7)]
+    outputs = []
+    for terms in ([], few):
+        restate_norms(network.module, terms)
+        refits = AsymmetricReconstruction.of(network, batches, positions=8)
+        pruned, positions = pruned_to(network, 0.5)
+        assert refits(pruned, network, positions)
+        outputs.append(pruned(batches[0]))
+    assert difference(outputs[1], outputs[0]) < 0.01
+
+
+def test_where_nothing_was_lost_a_reconstruction_changes_nothing(network: Network):
+    batches = list(images(48, seed=5).split(16))
+    refits = AsymmetricReconstruction.of(network, batches, positions=8)
+    model = network.copy()
+    kept = {name: model.get_submodule(name) for name in refits.norms}
+    assert not refits(model, network, {})
+    assert all(model.get_submodule(name) is norm for name, norm in kept.items())

@@ -16,6 +16,7 @@ Y + (S - S') sigma / gamma. Its batch norm then maps as the original's did, alth
 differently; where no sum follows, re-normalization alone is left to set that right.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,8 @@ from amc.pruning.reconstruction import (
 )
 from amc.pruning.sums import Summand, Values, WatchedRun, summands
 from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, quantizes
+from amc.recovery.restate import restate_norms
+from amc.slicing import slice_module
 
 Watcher = Callable[[Tensor, Values], None]
 REPLACED_RIDGE = 1e-3
@@ -112,13 +115,15 @@ class AsymmetricReconstruction:
 
     Each policy takes one forward pass over the images in a single batch, as a layer is refitted when all its
     inputs are known and before any layer behind it runs. Batch norms use that batch's statistics, and keep
-    them: behind layers that are final by then, they are those of the finished network.
+    them: behind layers that are final by then, they are those of the finished network. The norms themselves
+    are those of the original in terms of the same images.
 
     Attributes:
         images: float32 [N, C, H, W], channels last in memory.
         batch_sizes: how the images were split when the targets were drawn; they add up to N.
         targets: layer path to the original's outputs without bias at drawn positions, [rows, out].
         others: path of a layer that ends in a sum to the other summand at the same positions, [rows, out].
+        norms: the original's batch norms by path, in terms of the images (`amc.recovery.restate`).
         positions, seed: of the drawn positions (`PatchSampler`).
         rounds: whether the pruned network, and the products of the fits, are computed in bfloat16; rounding
             rows to 8 bits of mantissa changes the fits as little as the ridge does.
@@ -128,6 +133,7 @@ class AsymmetricReconstruction:
     batch_sizes: tuple[int, ...]
     targets: dict[str, Tensor]
     others: dict[str, Tensor]
+    norms: dict[str, nn.Module]
     positions: int
     seed: int
     rounds: bool = False
@@ -173,11 +179,14 @@ class AsymmetricReconstruction:
         with torch.no_grad():
             for batch in batches:
                 WatchedRun(network.module, watchers).run(batch)
+        stated = network.copy()
+        restate_norms(stated, batches)
         return cls(
             torch.cat(list(batches)).contiguous(memory_format=torch.channels_last),
             tuple(len(batch) for batch in batches),
             {name: torch.cat(rows) for name, rows in targets.items()},
             {name: torch.cat(rows) for name, rows in others.items()},
+            {name: module for name, module in stated.named_modules() if isinstance(module, NORMS)},
             positions,
             seed,
             rounds,
@@ -210,6 +219,7 @@ class AsymmetricReconstruction:
             elif way is not None:
                 watchers[layer.name] = partial(_put_in, model, layer.name, way)
         model.meta[REPLACED] = frozenset(replace)
+        self._put_in_terms(model, positions)
         norms = {module: module.momentum for module in model.modules() if isinstance(module, NORMS)}
         try:
             for norm in norms:
@@ -223,6 +233,17 @@ class AsymmetricReconstruction:
                 norm.eval()
                 norm.momentum = momentum
         return bool(norms)
+
+    def _put_in_terms(self, model: fx.GraphModule, positions: Positions) -> None:
+        """Let the batch norms of a sliced model be those that are in terms of the images, in place."""
+        kept: dict[str, list[tuple[str, Tensor]]] = {}
+        for (name, side), keep in positions.items():
+            kept.setdefault(name, []).append((side, keep))
+        for name in [name for name, _ in model.named_modules() if name in self.norms]:
+            norm = copy.deepcopy(self.norms[name])
+            for side, keep in kept.get(name, ()):
+                slice_module(norm, side, keep)
+            model.set_submodule(name, norm)
 
     def _refitted(
         self, network: Network, positions: Positions, replace: Mapping[str, Replace]

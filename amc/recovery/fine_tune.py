@@ -199,10 +199,8 @@ def fine_tune(
     bfloat16 = memory is None and computes_in_bfloat16(precision, device_of(model))
     rounds = _rounding(task.distillable and bfloat16)
     loss = loss_in_bfloat16(_taught(teacher, task, recipe, distillation, task_loss or task.loss), rounds)
-    with _in_training(model, paused=start_epoch < float_epochs):
-        if not start_epoch:
-            # A training computes with the statistics of its own batches, whose images are augmented.
-            restate_norms(model, as_in_training(task, model, recipe.augment))
+    seen = [] if start_epoch else as_in_training(task, model, recipe.augment)
+    with _in_training(model, start_epoch < float_epochs, seen):
         return fit(
             model,
             task.data,
@@ -226,9 +224,14 @@ def _taught(
 
 
 @contextmanager
-def _in_training(model: nn.Module, paused: bool) -> Iterator[None]:
-    """Pruned weights stay at 0 and quantizers may be paused; all is undone behind it."""
+def _in_training(model: nn.Module, paused: bool, seen: Sequence[Tensor]) -> Iterator[None]:
+    """Pruned weights stay at 0 and quantizers may be paused; all is undone behind it.
+
+    A training computes with the statistics of its own batches, so that norms have to be in terms of images
+    like those, which are `seen` beforehand.
+    """
     pause_quantizers(model, paused)
+    restate_norms(model, seen)
     held = hold_zeros(model)
     try:
         yield
