@@ -71,7 +71,8 @@ def test_two_identical_networks_are_no_difference(target: str, tmp_path: Path) -
     first = export_chain(32, 32, target, tmp_path)
     second = first.with_stem("second")
     second.write_bytes(first.read_bytes())
-    found = measured(target, first, second, processes=4)
+    # Where a process puts a file's buffers can cost 3.5 % on some CPUs: four processes may all do the same.
+    found = measured(target, first, second, processes=6)
     assert found.verdict == "no difference", found
 
 
