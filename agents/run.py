@@ -16,9 +16,9 @@ from agents.log import EvaluationLog, Row
 from agents.outcome import ACTOR, ORIGINAL, Outcome, final_figures
 from agents.run_config import (
     CONFIG_FILE,
-    STATISTICS,
+    REFITS,
     RunConfig,
-    check_statistics,
+    check_refits,
     continued,
     read_config,
     read_facts,
@@ -126,7 +126,7 @@ class Run:
 
         Raises:
             UserError: another process searches here, log and configuration do not belong together, or the
-                run is of before statistics were paired.
+                run is of before layers were refitted as they are today.
         """
         with run_lock(self.folder):
             # Another process may have searched here since the log was read; and a searcher is used once.
@@ -134,7 +134,7 @@ class Run:
             self.__dict__.pop("searcher", None)
             if self.problem.latency is not None:
                 self.problem.latency.restart()
-            check_statistics(self.folder)
+            check_refits(self.folder)
             write_config(self.folder, self.config, read_facts(self.folder))
             return self._search(callbacks, stop)
 
@@ -366,7 +366,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "target_version": problem.target.runtime_version,
         "network": problem.network.fingerprint,
         "weights": problem.weights,
-        "statistics": STATISTICS,
+        "refits": REFITS,
         "original": {"score": problem.baseline.score, "costs": problem.baseline.costs},
         "score_name": problem.task.score_name,
         "reference": problem.reference_name,

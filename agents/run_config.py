@@ -15,8 +15,9 @@ from envs.problem_config import ProblemConfig
 CONFIG_FILE = "config.yaml"
 FACTS = ("machine", "network", "weights", "original")
 """What a resumed run needs of the facts."""
-STATISTICS = "paired"
-"""With the original's, those of batch norms in compressed networks (`amc.recovery.restate`)."""
+REFITS = "paired, clipped"
+"""How a policy comes to the score that it has: statistics of batch norms are paired with the original's
+(`amc.recovery.restate`), and layers are fitted to what a ReLU lets through (`amc.pruning.fits`)."""
 PATHS = ("weights", "data_root", "start_from")
 
 C = TypeVar("C")
@@ -127,16 +128,16 @@ def problem_from(values: dict[str, Any], origin: str) -> ProblemConfig:
         raise UserError(f"{origin} was written by another release: {one_line(error)}.") from error
 
 
-def check_statistics(folder: Path) -> None:
+def check_refits(folder: Path) -> None:
     """Refuse a run whose scores cannot be compared with those of today: to search on, or for tables.
 
     Raises:
-        UserError: its batch norms had the statistics of the compressed networks alone.
+        UserError: its layers were refitted and re-normalized in another way.
     """
-    if read_facts(folder).get("statistics") != STATISTICS:
+    if read_facts(folder).get("refits") != REFITS:
         raise UserError(
-            f"{folder} was started before the statistics of batch norms were paired with the original's, and "
-            "new scores cannot be compared with its old ones: start another run. Its policy can still be "
+            f"{folder} was started before layers were refitted and re-normalized as they are today, and new "
+            "scores cannot be compared with its old ones: start another run. Its policy can still be "
             "exported and fine-tuned."
         )
 

@@ -12,7 +12,7 @@ from agents.actor_file import ACTOR_FILE
 from agents.config import AgentConfig, SearchConfig
 from agents.log import EvaluationLog
 from agents.run import LOG_FILE, standard
-from agents.run_config import STATISTICS
+from agents.run_config import REFITS
 from agents.run_folder import run_lock
 from agents.search import Callback, SearchResult, search
 from agents.searcher import check_searcher, make_searcher
@@ -142,7 +142,7 @@ class Transfer:
         config = next(iter(self.problems.values())).config
         settings = {"problem": _plain(asdict(config)), "agent": _plain(asdict(self.agent))}
         evaluations = self.settings.evaluations
-        return {"networks": networks, **settings, "evaluations": evaluations, "statistics": STATISTICS}
+        return {"networks": networks, **settings, "evaluations": evaluations, "refits": REFITS}
 
 
 def general(config: ProblemConfig) -> ProblemConfig:

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
+from amc.clips import ceiling_of
 from amc.graph import shape_of
 from amc.quantization.modules import ActivationQuantizer
 
 _SUMS = (operator.add, operator.iadd, torch.add)
-_RELU_MODULES = (nn.ReLU, nn.ReLU6)
-_RELU_FUNCTIONS = (F.relu, F.relu_, F.relu6, torch.relu, torch.relu_)
-_RELU_METHODS = ("relu", "relu_")
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,8 @@ def _erase_repeated_relu(graph: fx.Graph, node: fx.Node, shortcut: fx.Node, modu
     source = shortcut
     while _is_point(source, module):
         source = source.all_input_nodes[0]
-    if _relu(node, module) and _relu(node, module) == _relu(source, module):
+    ceiling = ceiling_of(module, node)
+    if ceiling is not None and ceiling == ceiling_of(module, source):
         node.replace_all_uses_with(shortcut)
         graph.erase_node(node)
 
@@ -150,13 +148,3 @@ def _is_point(node: fx.Node, module: nn.Module) -> bool:
     return node.op == "call_module" and isinstance(
         module.get_submodule(str(node.target)), ActivationQuantizer
     )
-
-
-def _relu(node: fx.Node, module: nn.Module) -> str:
-    """Which ReLU a node applies; "" for any other node."""
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
-        return type(called).__name__.lower() if isinstance(called, _RELU_MODULES) else ""
-    if node.op == "call_function" and node.target in _RELU_FUNCTIONS:
-        return getattr(node.target, "__name__", "").rstrip("_")
-    return "relu" if node.op == "call_method" and node.target in _RELU_METHODS else ""

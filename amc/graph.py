@@ -1,5 +1,7 @@
 """torch.fx graphs of networks: tracing with clear errors, shapes, and walking from node to node."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
@@ -42,6 +44,13 @@ LEAVES = (PointQuantizer, QuantizedConv2d, QuantizedLinear, ChannelPad, FixedSta
 class _Tracer(SizedTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+
+def target_of(module: nn.Module, node: fx.Node) -> Any:
+    """What a node calls: the exact type of its module, its function, or the name of its method."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target)))
+    return node.target
 
 
 def trace_graph(model: nn.Module, example: Tensor | None = None) -> fx.GraphModule:

@@ -29,7 +29,7 @@ from scripts.latency_words import (
     way,
     winners,
 )
-from scripts.results_page import AGAIN, markdown_table, read_figures, unpaired, write_page
+from scripts.results_page import AGAIN, markdown_table, of_before, read_figures, write_page
 
 SCORED = ("joint", "curve", "headline")
 """Parts whose rows have accuracies."""
@@ -98,7 +98,7 @@ class Page:
             f"{AGAIN}, with `--weights-20`, `--weights-56` and `--data-root`. Rows that are there stay as "
             "they are, also when the defaults have changed since. `python -m scripts.latency_page` writes "
             "this page from them.",
-            *unpaired(row for row in self.rows if row["part"] in SCORED),
+            *of_before(row for row in self.rows if row["part"] in SCORED),
         ]
 
     def headline(self) -> list[str]:

@@ -15,7 +15,7 @@ from scripts.cli import run
 from scripts.quantization_choice import ALL
 from scripts.quantization_plots import bits_png, errors_png
 from scripts.quantization_rows import ALONE, AWARE_EPOCHS, MIXED_EPOCHS, PAIRED, plan
-from scripts.results_page import AGAIN, NOTHING, markdown_table, read_figures, unpaired, write_page
+from scripts.results_page import AGAIN, NOTHING, markdown_table, of_before, read_figures, write_page
 from scripts.results_runner import Row, Rows
 
 IMAGES = (10, 30, 100, 300, 1000)
@@ -136,7 +136,7 @@ def overview(rows: Rows) -> list[str]:
         "`python -m scripts.quantization_results` makes the missing ones "
         f"{AGAIN}, with `--data-root`, `--weights-20` "
         "and `--weights-56`; `python -m scripts.quantization_page` writes this page from them.",
-        *unpaired(row for row in rows.values() if row["part"] in SEARCHED),
+        *of_before(row for row in rows.values() if row["part"] in SEARCHED),
     ]
 
 

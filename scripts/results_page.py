@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from agents.run_config import STATISTICS
+from agents.run_config import REFITS
 from amc.files import write_atomically, write_json
 from amc.targets import describe_machine
 
@@ -42,25 +42,26 @@ def origin() -> dict[str, Any]:
         "commit": commit(),
         "date": date.today().isoformat(),
         "machine": machine,
-        "statistics": STATISTICS,
+        "refits": REFITS,
     }
 
 
-def unpaired(rows: Iterable[Mapping[str, Any]], besides: str = "") -> list[str]:
-    """A sentence about rows whose batch norms had the statistics of the compressed network alone, if any.
+def of_before(rows: Iterable[Mapping[str, Any]], besides: str = "") -> list[str]:
+    """A sentence about rows whose networks were refitted and re-normalized in another way, if there are any.
 
     Args:
         rows: of any results.
         besides: in what else they differ from those made today.
     """
     origins = [row.get("searched", row.get("origin", {})) for row in rows]
-    before = sum(origin.get("statistics") != STATISTICS for origin in origins)
+    before = sum(origin.get("refits") != REFITS for origin in origins)
     if not before:
         return []
     return [
-        f"{before} rows were made before the statistics of batch norms were "
-        f"[paired with the original's](../tried.md){besides}. Un-tuned, they read lower than the same would "
-        "today: ResNet-20 by 0.8 points at half of its MACs. They are to be compared among themselves."
+        f"{before} rows were made before the statistics of batch norms were paired with the original's, or "
+        f"before layers were fitted to what a ReLU lets through ([tried.md](../tried.md)){besides}. "
+        "Un-tuned, they read lower than the same would today, by up to two points. They are to be compared "
+        "among themselves."
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from agents.log import EvaluationLog, Row
 from agents.report_stages import TUNED_FILE
 from agents.run import Run, load_run, start_run
-from agents.run_config import CONFIG_FILE, RunConfig, check_statistics, read_config
+from agents.run_config import CONFIG_FILE, RunConfig, check_refits, read_config
 from amc.errors import UserError
 from amc.files import read_json, write_json
 from scripts import fine_tune
@@ -111,7 +111,7 @@ def opened(folder: Path, config: RunConfig, free: Collection[str] = ()) -> Run:
     """The run of a folder, new or as it was left."""
     if (folder / CONFIG_FILE).exists():
         check_same(folder, config, free)
-        check_statistics(folder)
+        check_refits(folder)
         return load_run(folder, evaluations=config.search.evaluations)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with MeasuringProgress("measuring random policies") as measuring:

@@ -17,8 +17,8 @@ from scripts.results_page import (
     AGAIN,
     NOTHING,
     markdown_table,
+    of_before,
     read_figures,
-    unpaired,
     where_and_when,
     write_page,
 )
@@ -105,7 +105,7 @@ def overview(rows: Rows) -> list[str]:
         "hours. `python -m scripts.search_results` makes the missing ones "
         f"{AGAIN}, with `--data-root`, "
         "`--weights-dir` and `--weights-56`; `python -m scripts.search_page` writes this page from them.",
-        *unpaired(rows.values()),
+        *of_before(rows.values()),
     ]
 
 

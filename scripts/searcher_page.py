@@ -14,9 +14,9 @@ from scripts.results_page import (
     AGAIN,
     NOTHING,
     markdown_table,
+    of_before,
     read_figures,
     save_figures,
-    unpaired,
     where_and_when,
     write_page,
 )
@@ -94,7 +94,7 @@ def overview(rows: Rows) -> list[str]:
         f"{AGAIN}, with `--data-root`, `--weights-dir` "
         "and `--weights-56`; searches under latency have a folder of their own, `--latency-runs`. "
         "`python -m scripts.searcher_page` writes this page from them.",
-        *unpaired(rows.values()),
+        *of_before(rows.values()),
     ]
 
 

@@ -12,7 +12,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
-from scripts.results_page import AGAIN, read_figures, save_figures, unpaired, where_and_when, write_page
+from scripts.results_page import AGAIN, of_before, read_figures, save_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
 from scripts.transfer_plot import pareto_png
 from scripts.transfer_rows import GROUPS, plan
@@ -68,7 +68,7 @@ def overview(rows: Rows) -> list[str]:
         "scripts.transfer_results` makes the missing ones "
         f"{AGAIN}; `python -m scripts.transfer_page` writes this "
         "page.",
-        *unpaired(rows.values(), EARLIER),
+        *of_before(rows.values(), EARLIER),
     ]
 
 

@@ -16,7 +16,8 @@ from amc.inference import fold_norms, inference_form
 from amc.knobs import BITS, BitsKnob
 from amc.network import Network
 from amc.policy import CompressionPolicy, LayerDecision
-from amc.pruning.asymmetric import REPLACED_RIDGE, AsymmetricReconstruction, asymmetric_fit
+from amc.pruning.asymmetric import REPLACED_RIDGE, AsymmetricReconstruction
+from amc.pruning.fits import asymmetric_fit
 from amc.pruning.importance import rank_channels
 from amc.pruning.reconstruction import RIDGE, SymmetricReconstruction, input_moments
 from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, recalibrate

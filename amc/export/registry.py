@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from amc.export.grid import Grid
 from amc.export.value import Value
+from amc.graph import target_of
 
 
 class Unsupported(Exception):
@@ -127,13 +128,6 @@ class Registry:
 
 handles = Registry()
 """The handlers of the ONNX writer."""
-
-
-def target_of(module: fx.GraphModule, node: fx.Node) -> Any:
-    """What a node calls: the exact type of its module, its function, or the name of its method."""
-    if node.op == "call_module":
-        return type(module.get_submodule(str(node.target)))
-    return node.target
 
 
 def label_of(module: fx.GraphModule, node: fx.Node) -> str:

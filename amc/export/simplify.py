@@ -6,11 +6,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from amc.clips import ceiling_of
 from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.export.grid import grid_of
-from amc.export.registry import target_of
+from amc.graph import target_of
 from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 DROPPED = {
@@ -18,12 +19,6 @@ DROPPED = {
     *(F.dropout, F.dropout2d, torch.dropout, "detach", "clone"),
 }
 """What is the identity in eval mode."""
-
-CLIPS = {
-    **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), float("inf")),
-    **dict.fromkeys((nn.ReLU6, F.relu6), 6.0),
-}
-"""Functions that clip to [0, the number]."""
 
 FOLDABLE = {
     nn.BatchNorm2d: (nn.Conv2d, QuantizedConv2d, Chain, ClusteredConv2d),
@@ -61,10 +56,8 @@ def _is_identity(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _is_swallowed(module: fx.GraphModule, node: fx.Node) -> bool:
     """A clipping function that quantization repeats, because the codes end where it clips."""
-    if not node.op.startswith("call") or not node.users:
-        return False
-    high = CLIPS.get(target_of(module, node))
-    return high is not None and all(_repeats_clip(module, user, high) for user in node.users)
+    high, users = ceiling_of(module, node), node.users
+    return high is not None and bool(users) and all(_repeats_clip(module, user, high) for user in users)
 
 
 def _repeats_clip(module: fx.GraphModule, node: fx.Node, high: float) -> bool:

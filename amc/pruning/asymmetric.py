@@ -13,7 +13,9 @@ make up for all of those errors.
 A layer that ends in a sum (`amc.pruning.sums`) also makes up for the other summand: with S that summand in
 the original and S' in the pruned network, its batch norm of scale gamma / sigma between, it is fitted to
 Y + (S - S') sigma / gamma. Its batch norm then maps as the original's did, although its inputs vary
-differently; where no sum follows, re-normalization alone is left to set that right.
+differently. So does the one in front of a ReLU, which decides what of the outputs has to be met
+(`amc.pruning.fits`), unless the layer is replaced or quantized; elsewhere, re-normalization alone is left to
+set that right.
 """
 
 import copy
@@ -25,10 +27,12 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, fx, nn
 
-from amc.decomposition.responses import REPLACED, Replace, Responses
+from amc.decomposition.responses import REPLACED, Replace
 from amc.groups import NORMS
 from amc.network import Layer, Network
 from amc.precision import bfloat16, rounded_products
+from amc.pruning.fits import grouped_fits
+from amc.pruning.outcomes import Affine, Outcome, outcomes
 from amc.pruning.patches import (
     POSITIONS_PER_IMAGE,
     PatchSampler,
@@ -44,9 +48,8 @@ from amc.pruning.reconstruction import (
     has_intercept,
     refit,
     refittable,
-    solve_weight,
 )
-from amc.pruning.sums import Summand, Values, WatchedRun, summands
+from amc.pruning.sums import Values, WatchedRun, summands
 from amc.quantization.modules import QuantizedConv2d, QuantizedLinear, quantizes
 from amc.recovery.restate import restate_norms
 from amc.slicing import slice_module
@@ -55,58 +58,6 @@ Watcher = Callable[[Tensor, Values], None]
 REPLACED_RIDGE = 1e-3
 """Of layers that are replaced or quantized then. Along what its inputs hardly do, a weight can grow without
 any effect on the outputs, but what is stored of it then has to reach that far for all others, too."""
-LEAST_FACTOR = 1e-6
-"""Channels whose batch norm scales by less than this carry nothing, and make up for nothing."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A least-squares fit.
-
-    Attributes:
-        weight: float64 [out, d].
-        shift: of the outputs, float64 [out]; zero without an intercept.
-        mean: of the targets, [out]; zero without an intercept.
-        responses: what it was fitted to, its inputs in the order of the rows.
-    """
-
-    weight: Tensor
-    shift: Tensor
-    mean: Tensor
-    responses: Responses
-
-
-def asymmetric_fit(
-    inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool, ridge: float = RIDGE
-) -> Fit:
-    """Least squares from rows of inputs and targets.
-
-    Args:
-        inputs: of the pruned network, [rows, d]; with an intercept they are centred, in place.
-        targets: of the original, [rows, out].
-        prior: weight [out, d], for what the rows leave open.
-        intercept: whether a shift of the outputs is free.
-        ridge: how firmly the weight is held to the prior.
-    """
-    mean_z, mean_y = (v.mean(dim=0) if intercept else v.new_zeros(v.shape[1]) for v in (inputs, targets))
-    # Products in float32 take half the time; centred first, they lose nothing that the ridge would keep.
-    z, y = inputs.sub_(mean_z), targets - mean_y
-    second, cross = (z.T @ z).double() / len(z), (z.T @ y).double() / len(z)
-    weight, mean = solve_weight(second, cross, prior.double(), ridge), mean_z.double()
-    shift = weight @ mean
-    return Fit(weight, mean_y - shift, mean_y, Responses(second, cross, mean, shift))
-
-
-def grouped_fits(inputs: Tensor, targets: Tensor, prior: Tensor, intercept: bool, ridge: float) -> list[Fit]:
-    """The fits of all groups of a convolution, each to its own inputs.
-
-    Args:
-        inputs: [groups, rows, d]; with an intercept they are centred, in place.
-        targets, prior, intercept, ridge: as of `asymmetric_fit`; the outputs of the groups lie one after the
-            other.
-    """
-    parts = zip(inputs, targets.chunk(len(inputs), dim=1), prior.chunk(len(inputs)), strict=True)
-    return [asymmetric_fit(*part, intercept, ridge) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -210,14 +161,15 @@ class AsymmetricReconstruction:
         refitted = self._refitted(network, positions, replace)
         if not refitted and not replace:
             return False
-        ends, watchers = summands(network), dict[str, Watcher]()
+        found, watchers = outcomes(network), dict[str, Watcher]()
         for layer in network.layers:
-            way = replace.get(layer.name)
-            if layer.name in refitted:
-                end = ends.get(layer.name)
-                watchers[layer.name] = self._refitter(layer, model, network, positions, end, way)
+            name, way = layer.name, replace.get(layer.name)
+            if name in refitted:
+                # What cannot be fitted freely misses less of what matters if it aims at all outputs.
+                outcome = found[name] if way is None else found[name].unclipped
+                watchers[name] = self._refitter(layer, model, network, positions, outcome, way)
             elif way is not None:
-                watchers[layer.name] = partial(_put_in, model, layer.name, way)
+                watchers[name] = partial(_put_in, model, name, way)
         model.meta[REPLACED] = frozenset(replace)
         self._put_in_terms(model, positions)
         norms = {module: module.momentum for module in model.modules() if isinstance(module, NORMS)}
@@ -262,14 +214,14 @@ class AsymmetricReconstruction:
         model: fx.GraphModule,
         network: Network,
         positions: Positions,
-        end: Summand | None,
+        outcome: Outcome,
         way: Replace | None,
     ) -> Watcher:
-        """What refits a layer when its inputs arrive, and where it ends in a sum the batch norm behind it.
+        """What refits a layer when its inputs arrive, and the batch norm whose mapping has to stay.
 
         Args:
             layer, model, network, positions: which layer of what.
-            end: the sum that it ends in.
+            outcome: what happens to its outputs.
             way: what replaces it then.
         """
         module, original = (each.get_submodule(layer.name) for each in (model, network.module))
@@ -277,31 +229,31 @@ class AsymmetricReconstruction:
         rows = positions.get((layer.name, "out"), torch.arange(len(whole)))
         kept = positions.get((layer.name, "in"), torch.arange(whole.shape[1]))
         prior, targets = design(whole[rows][:, kept]), self.targets[layer.name][:, rows]
-        norm = _Affine.of(network.module.get_submodule(end.norm), rows) if end and end.norm else None
-        groups = network.layer_groups(layer.name)
+        norm, groups = outcome.norm, network.layer_groups(layer.name)
+        affine = Affine.of(original, network.module.get_submodule(norm) if norm else None, rows)
 
         def refit_to(x: Tensor, values: Values) -> None:
-            other = values(end.other) if end else None
+            other = values(outcome.end.other) if outcome.end else None
             with bfloat16(False), rounded_products(self.rounds):
                 inputs, now = self._rows(module, x, other)
-                wanted = targets
+                wanted, live = targets, None
                 if now is not None:
-                    missing = self.others[layer.name][:, rows] - now
-                    wanted = targets + (missing / norm.used if norm else missing)
+                    wanted = targets + (self.others[layer.name][:, rows] - now) / affine.used
+                if outcome.ceiling is not None:
+                    live = affine.live(outcome.ceiling, now)
                 weight = module.get_parameter("weight")
                 parts = by_group(inputs, weight, groups)
                 ridge = RIDGE if way is None else REPLACED_RIDGE
-                fits = grouped_fits(parts, wanted, prior, has_intercept(layer), ridge)
+                fits = grouped_fits(parts, wanted, prior, has_intercept(layer), ridge, live)
                 solution = torch.cat([fit.weight for fit in fits])
                 shift = torch.cat([fit.shift for fit in fits])
                 refit(module, from_design(solution, weight.shape), shift)
                 if way is not None:
                     model.set_submodule(layer.name, way(module, fits[0].responses))
-                if end and end.norm and norm:
-                    bias = original.bias[rows] if isinstance(original.bias, nn.Parameter) else 0.0
+                if norm:
                     variance = _variance(model.get_submodule(layer.name), weight.shape, parts, x)
                     mean = torch.cat([fit.mean for fit in fits])
-                    norm.keep_in(model.get_submodule(end.norm), mean + bias, variance)
+                    affine.keep_in(model.get_submodule(norm), mean, variance)
 
         return refit_to
 
@@ -341,30 +293,3 @@ def _variance(module: nn.Module, shape: torch.Size, parts: Tensor, x: Tensor) ->
     outputs = module(x.float())
     channels = 1 if len(shape) > 2 else outputs.ndim - 1
     return outputs.var(dim=[d for d in range(outputs.ndim) if d != channels], correction=0)
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """What a batch norm does in evaluation: y -> factor y + offset, [channels] each."""
-
-    factor: Tensor
-    offset: Tensor
-
-    @classmethod
-    def of(cls, norm: nn.Module, rows: Tensor) -> "_Affine":
-        """That of the channels `rows`."""
-        assert isinstance(norm, NORMS)
-        assert norm.running_var is not None and norm.running_mean is not None
-        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-        return cls(factor[rows], (norm.bias - norm.running_mean * factor)[rows])
-
-    @property
-    def used(self) -> Tensor:
-        """The factor; infinite where a channel carries nothing."""
-        return torch.where(self.factor.abs() < LEAST_FACTOR, torch.inf, self.factor)
-
-    def keep_in(self, norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
-        """Let a batch norm that will be re-estimated map inputs of such moments as before; in place."""
-        assert isinstance(norm, NORMS)
-        norm.weight.data.copy_(self.factor * (variance + norm.eps).sqrt())
-        norm.bias.data.copy_(self.offset + mean * self.factor)

@@ -15,7 +15,7 @@ factor for each channel: the norm is re-estimated afterwards, which undoes both.
 intercept has the largest correlation with the original output that a linear layer can have; only that counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
@@ -144,21 +144,25 @@ class _Gatherer:
         return InputMoments(second, mean) if self.groups > 1 else InputMoments(second[0], mean[0])
 
 
-def solve_weight(second: Tensor, cross: Tensor, prior: Tensor, ridge: float = RIDGE) -> Tensor:
-    """The weight that solves the normal equations, held to a prior where they leave it open.
+def normal_equations(second: Tensor, prior: Tensor, ridge: float = RIDGE) -> Callable[[Tensor], Tensor]:
+    """What solves a layer's normal equations, held to a prior where they leave the weight open.
 
     Args:
-        second: second moment of the inputs, [d, d].
-        cross: cross moment of inputs and targets, [d, out].
-        prior: weight [out, d].
+        second: second moment of the inputs, float64 [d, d].
+        prior: weight, float64 [out, d].
         ridge: how firmly, relative to the mean of the diagonal.
 
     Returns:
-        float64 [out, d].
+        From the cross moment of inputs and targets, [d, out], to the weight, float64 [out, d]. The matrix is
+        factored once.
     """
     added = ridge * second.diagonal().mean().clamp_min(1e-12)
-    block = second + added * torch.eye(len(second), dtype=second.dtype)
-    return torch.linalg.solve(block, cross + added * prior.T).T
+    factors = torch.linalg.lu_factor(second + added * torch.eye(len(second), dtype=second.dtype))
+
+    def solve(cross: Tensor) -> Tensor:
+        return torch.linalg.lu_solve(*factors, cross + added * prior.T).T
+
+    return solve
 
 
 def weight_columns(weight: Tensor, kept: Tensor) -> Tensor:
@@ -186,7 +190,7 @@ def reconstruct_weight(weight: Tensor, moments: InputMoments, kept: Tensor) -> t
     columns = weight_columns(weight, kept)
     flat = weight.detach().reshape(len(weight), -1).double().cpu()
     rows = moments.second[columns]
-    solution = solve_weight(rows[:, columns], rows @ flat.T, flat[:, columns])
+    solution = normal_equations(rows[:, columns], flat[:, columns])(rows @ flat.T)
     shift = flat @ moments.mean - solution @ moments.mean[columns]
     shape = (len(weight), len(kept), *weight.shape[2:])
     return solution.reshape(shape).to(weight.dtype), shift.to(weight.dtype)

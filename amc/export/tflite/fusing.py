@@ -4,15 +4,17 @@ from dataclasses import replace
 
 from torch import fx
 
+from amc.clips import ceiling_of
 from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.export.grid import Grid, grid_of
-from amc.export.registry import NO_ENDING, Ending, target_of
-from amc.export.simplify import CLIPS, bypass, simplify
+from amc.export.registry import NO_ENDING, Ending
+from amc.export.simplify import bypass, simplify
 from amc.export.tflite.activations import ADD, DIV, MUL, SUB
 from amc.export.tflite.layers import CONVOLUTIONS, LINEARS
 from amc.export.walk import Plan
+from amc.graph import target_of
 from amc.quantization.modules import ActivationQuantizer
 
 FUSING = {*CONVOLUTIONS, Chain, ClusteredConv2d, *LINEARS, AdditiveLinear, *ADD, *SUB, *MUL, *DIV}
@@ -22,7 +24,8 @@ FUSING = {*CONVOLUTIONS, Chain, ClusteredConv2d, *LINEARS, AdditiveLinear, *ADD,
 def plan(module: fx.GraphModule) -> Plan:
     """The simplified graph of a network, and what its operations take in."""
     graph, norms = simplify(module)
-    clips = {node: CLIPS[target_of(module, node)] for node in graph.nodes if _is_fused(module, node)}
+    ceilings = {node: ceiling_of(module, node) for node in graph.nodes if _is_fused(module, node)}
+    clips = {node: ceiling for node, ceiling in ceilings.items() if ceiling is not None}
     endings = {node.all_input_nodes[0]: Ending(clip) for node, clip in clips.items()}
     bypass(graph, clips.__contains__)
     for node in graph.nodes:
@@ -32,7 +35,7 @@ def plan(module: fx.GraphModule) -> Plan:
 
 def _is_fused(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node clips what an operation gives that clips as well, and that nothing else reads."""
-    if not node.op.startswith("call") or target_of(module, node) not in CLIPS:
+    if not node.op.startswith("call"):
         return False
     source = node.all_input_nodes[0]
     return source.op.startswith("call") and len(source.users) == 1 and target_of(module, source) in FUSING

@@ -1,41 +1,41 @@
-"""Rows and runs with other statistics of batch norms, and tasks that cannot give images for today's."""
+"""Rows and runs of networks refitted in another way, and tasks that cannot give images for today's."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from agents.run_config import STATISTICS
+from agents.run_config import REFITS
 from amc.errors import UserError
 from amc.tasks import ClassificationTask
 from envs.problem import build_problem
 from envs.problem_config import ProblemConfig
-from scripts.results_page import unpaired
+from scripts.results_page import of_before
 from scripts.results_runs import opened
 from tests.test_run import InterruptAt, config, load, start, tiny_model, tiny_task
 
 
 def test_rows_of_before_are_counted_and_said():
-    rows = [{"origin": {"commit": "a"}}, {"origin": {"statistics": STATISTICS}}, {"taken": 1, "searched": {}}]
-    (sentence,) = unpaired(rows, ", and otherwise, too")
-    assert sentence.startswith("2 rows were made") and "(../tried.md), and otherwise, too." in sentence
+    rows = [{"origin": {"commit": "a"}}, {"origin": {"refits": REFITS}}, {"taken": 1, "searched": {}}]
+    (sentence,) = of_before(rows, ", and otherwise, too")
+    assert sentence.startswith("2 rows were made") and "(../tried.md)), and otherwise, too." in sentence
 
 
 def test_nothing_is_said_where_all_rows_are_of_today():
-    assert unpaired([{"origin": {"statistics": STATISTICS}}]) == []
+    assert of_before([{"origin": {"refits": REFITS}}]) == []
 
 
 def test_a_search_of_before_is_neither_continued_nor_put_into_tables(tmp_path: Path):
     folder = tmp_path / "run"
     start(folder).search([InterruptAt(3)])
     stored = yaml.safe_load((folder / "config.yaml").read_text())
-    assert stored["facts"].pop("statistics") == STATISTICS
+    assert stored["facts"].pop("refits") == REFITS
     (folder / "config.yaml").write_text(yaml.safe_dump(stored))
     log = (folder / "evaluations.jsonl").read_bytes()
     run = load(folder)
-    with pytest.raises(UserError, match="statistics of batch norms were paired"):
+    with pytest.raises(UserError, match="refitted and re-normalized as they are today"):
         run.search()
-    with pytest.raises(UserError, match="statistics of batch norms were paired"):
+    with pytest.raises(UserError, match="refitted and re-normalized as they are today"):
         opened(folder, config())
     assert (folder / "evaluations.jsonl").read_bytes() == log
     assert run.best_policy  # can still be exported

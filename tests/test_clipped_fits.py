@@ -1,0 +1,190 @@
+"""Least squares where a ReLU follows: targets that it clips are met by everything beyond the same end."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.network import Network, trace
+from amc.pruning import fits
+from amc.pruning.asymmetric import AsymmetricReconstruction
+from amc.pruning.fits import Live, asymmetric_fit, grouped_fits
+from amc.pruning.outcomes import Affine, outcomes
+from tests.test_reconstruction import Joined, plain_net, pruned_to
+
+RELU = Live(torch.zeros(5), torch.full((5,), torch.inf))
+
+
+def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs [600, 12] and targets [600, 5] that they explain in part; two of three targets are negative."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(600, 12, dtype=torch.float64, generator=generator)
+    noise = torch.randn(600, 5, dtype=torch.float64, generator=generator)
+    mixing = torch.randn(12, 5, dtype=torch.float64, generator=generator)
+    return inputs + 1.0, inputs @ mixing * 0.5 + 1.5 * noise - 0.8
+
+
+def missed(targets: Tensor, outputs: Tensor, live: Live) -> Tensor:
+    """What is left of the error: nothing where both lie beyond the same end."""
+    return live.reached(targets, outputs) - outputs
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("live", [RELU, Live(torch.full((5,), -0.5), torch.full((5,), 1.0))])
+def test_many_rounds_end_where_the_gradient_vanishes(
+    intercept: bool, live: Live, monkeypatch: pytest.MonkeyPatch
+):
+    inputs, targets = problem()
+    monkeypatch.setattr(fits, "CLIPPED_ROUNDS", 200)
+    fit = asymmetric_fit(inputs.clone(), targets, torch.zeros(5, 12), intercept, live=live)
+    left = missed(targets, inputs @ fit.weight.T + fit.shift, live)
+    assert (left.abs() < 1e-12).double().mean() > 0.1  # some need not be met
+    assert (inputs.T @ left / len(left)).abs().max() < 1e-4
+    assert not intercept or left.mean(dim=0).abs().max() < 1e-4
+    assert intercept or not fit.shift.any()
+
+
+def test_a_few_rounds_come_close_and_no_round_makes_it_worse(monkeypatch: pytest.MonkeyPatch):
+    inputs, targets = problem(1)
+
+    def loss(rounds: int) -> float:
+        monkeypatch.setattr(fits, "CLIPPED_ROUNDS", rounds)
+        fit = asymmetric_fit(inputs.clone(), targets, torch.zeros(5, 12), True, live=RELU)
+        return float(missed(targets, inputs @ fit.weight.T + fit.shift, RELU).square().mean())
+
+    few = fits.CLIPPED_ROUNDS
+    losses = [loss(rounds) for rounds in range(9)]
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(losses))
+    least = loss(300)
+    assert losses[few] - least < 0.1 * (losses[0] - least)
+
+
+def test_without_an_end_within_reach_it_is_plain_least_squares():
+    inputs, targets = problem(2)
+    far = Live(torch.full((5,), -torch.inf), torch.full((5,), torch.inf))
+    plain, same = (
+        asymmetric_fit(inputs.clone(), targets, torch.zeros(5, 12), True, live=live) for live in (None, far)
+    )
+    assert torch.allclose(plain.weight, same.weight) and torch.allclose(plain.shift, same.shift)
+
+
+def test_groups_have_ends_of_their_own():
+    inputs, targets = problem(3)
+    live = Live(torch.zeros(600, 10) + torch.arange(10) / 10, torch.full((10,), torch.inf))
+    both, prior = torch.cat([targets, -targets], dim=1), torch.zeros(10, 12)
+    found = grouped_fits(torch.stack([inputs, inputs + 1]), both, prior, True, 1e-6, live)
+    second = Live(live.low[:, 5:], live.high[5:])
+    alone = asymmetric_fit(inputs + 1, -targets, prior[5:], True, live=second)
+    assert torch.equal(found[1].weight, alone.weight)
+
+
+@pytest.mark.parametrize("ceiling", [float("inf"), 6.0])
+def test_ends_are_where_the_affine_map_leaves_what_is_not_clipped(ceiling: float):
+    layer, norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    norm.weight.data = torch.tensor([1.5, -0.7, 0.0, 0.4])
+    norm.bias.data.uniform_(-1, 1)
+    rows = torch.tensor([0, 1, 2, 3])
+    outputs, other = 8 * torch.randn(500, 4), torch.randn(500, 4)
+    live = Affine.of(layer, norm, rows).live(ceiling, other)
+    with torch.no_grad():
+        behind = norm.eval()((outputs + layer.bias)[:, :, None, None])[:, :, 0, 0] + other
+    inside = (outputs > live.low) & (outputs < live.high)
+    wanted = (behind > 0) & (behind < ceiling)
+    assert torch.equal(inside[:, [0, 1, 3]], wanted[:, [0, 1, 3]])
+    assert 0 < inside[:, 1].float().mean() < 1
+    assert inside[:, 2].all()  # the channel says nothing, so nothing of it is clipped
+
+
+def test_what_happens_to_outputs_is_found(traced: Callable[[str], Network]):
+    blocks = outcomes(traced("resnet20"))
+    assert all(way.ceiling == float("inf") for name, way in blocks.items() if name != "linear")
+    assert blocks["linear"].ceiling is None and blocks["linear"].norm is None
+    assert blocks["layer1.0.conv1"].norm == "layer1.0.bn1" and blocks["layer1.0.conv1"].end is None
+    assert blocks["layer1.0.conv2"].norm == "layer1.0.bn2" and blocks["layer1.0.conv2"].end is not None
+    network = traced("mobilenet_v2")
+    mobile = {layer.name: outcomes(network)[layer.name] for layer in network.layers}
+    ceilings = {way.ceiling for way in mobile.values()}
+    assert ceilings == {6.0, None}  # the last layer of a bottleneck is linear
+    assert all(way.ceiling is None for way in mobile.values() if way.end)
+    joined = outcomes(trace(Joined(), torch.randn(1, 3, 8, 8)))
+    assert joined["narrow"].ceiling == float("inf") and joined["narrow"].end is not None
+    assert joined["conv1"].ceiling is None  # the other summand is not known yet
+    assert joined["conv2"].ceiling is None and joined["conv2"].norm == "bn2"
+    plain = outcomes(trace(plain_net(), torch.randn(1, 3, 8, 8)))
+    assert [plain[name].ceiling for name in ("0", "2", "5")] == [float("inf"), float("inf"), None]
+
+
+class Forked(nn.Module):
+    """The first layer's outputs are read by a ReLU and, unclipped, by a sum; the last one's by two ReLUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = self.last(x + F.relu(x))
+        return F.relu(x) * torch.relu(x).mean()
+
+
+def test_outputs_that_are_read_unclipped_too_are_met_everywhere():
+    found = outcomes(trace(Forked(), torch.randn(1, 3, 8, 8)))
+    assert found["first"].ceiling is None and found["last"].ceiling == float("inf")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_a_relu_lets_through_is_met_better(bias: bool, monkeypatch: pytest.MonkeyPatch):
+    """By a layer that has lost inputs, and by one that only makes up for the errors of that one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*plain_net(bias)[:4], nn.Conv2d(8, 8, 1, bias=bias), nn.ReLU(), nn.Flatten())
+    images = F.avg_pool2d(torch.randn(300, 3, 16, 16), 2)
+    network = trace(model, images[:1])
+    for name in ("2", "4"):
+        errors = []
+        for rounds in (0, 4):
+            monkeypatch.setattr(fits, "CLIPPED_ROUNDS", rounds)
+            pruned, positions = pruned_to(network, 0.6)
+            AsymmetricReconstruction.of(network, [images], positions=10_000)(pruned, network, positions)
+            kept = positions.get((name, "out"), torch.arange(8))
+            errors.append(behind_relu(network.module, pruned, name, kept, images))
+        assert errors[1] < 0.99 * errors[0]
+
+
+def test_what_is_replaced_aims_at_all_outputs(traced: Callable[[str], Network]):
+    found = outcomes(traced("resnet20"))
+    inner, last = found["layer1.0.conv1"].unclipped, found["layer1.0.conv2"].unclipped
+    assert inner.ceiling is None and inner.norm is None
+    assert last.ceiling is None and last.norm == "layer1.0.bn2" and last.end is not None
+
+
+@torch.no_grad()
+def behind_relu(original: nn.Module, pruned: nn.Module, name: str, kept: Tensor, images: Tensor) -> float:
+    """Mean squared error of what the ReLU behind a layer, or behind the sum that it ends in, gives."""
+    clipped: list[Tensor] = []
+    for model in (original, pruned):
+        run = Watched(model, name)
+        run.run(images)
+        clipped.append(run.clipped)
+    return float((clipped[0][:, kept] - clipped[1]).square().mean())
+
+
+class Watched(torch.fx.Interpreter):
+    """Runs a graph and keeps what the first ReLU behind a module gives."""
+
+    def __init__(self, module: nn.Module, name: str):
+        assert isinstance(module, torch.fx.GraphModule)
+        super().__init__(module)
+        self.name, self.passed, self.clipped = name, False, torch.empty(0)
+
+    def run_node(self, n: torch.fx.Node) -> Tensor:
+        value = super().run_node(n)
+        self.passed = self.passed or n.target == self.name
+        is_relu = n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), nn.ReLU)
+        if is_relu and self.passed and not len(self.clipped):
+            self.clipped = value.clone()
+        return value
