@@ -171,11 +171,12 @@ class ChannelPruning:
         if self.reconstruction is not None:
             for compressor in self.layerwise:
                 compressor.begin(model, network, policy)
-            renormalized = self.reconstruction(model, network, positions, self._ways(network, policy))
+            final, ways = bool(self.layerwise) or policy.only_prunes, self._ways(network, policy)
+            renormalized = self.reconstruction(model, network, positions, ways, final)
             if REPLACED in model.meta:
                 model.meta[IN_COURSE] = self.layerwise
             # Where something else comes later, statistics are not yet those of the finished network.
-            model.meta[RENORMALIZED] = renormalized and (bool(self.layerwise) or policy.only_prunes)
+            model.meta[RENORMALIZED] = renormalized and final
 
     def _ways(self, network: Network, policy: CompressionPolicy) -> dict[str, Replace]:
         """Layer to all that is to become of it, one after the other."""

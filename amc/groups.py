@@ -23,6 +23,11 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 COMPRESSIBLE = (nn.Conv2d, nn.Linear)
 
 
+def maps_channels(norm: nn.Module) -> bool:
+    """Whether a module is a batch norm that multiplies and shifts channels in evaluation, by parameters."""
+    return isinstance(norm, NORMS) and norm.affine and norm.running_mean is not None
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a convolution has one filter a channel, so that its inputs and outputs are one group."""
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1

@@ -336,6 +336,8 @@ def _folded_norm(node: fx.Node) -> str | None:
     users = list(node.users)
     if len(users) != 1 or not isinstance(module_of(users[0]), NORMS):
         return None
+    if isinstance(module_of(node), nn.Linear) and len(shape_of(node)) != 2:
+        return None  # of [N, T, C], a batch norm's channels are T
     calls = [str(n.target) for n in node.graph.nodes if n.op == "call_module"]
     alone = calls.count(str(node.target)) == calls.count(str(users[0].target)) == 1
     return str(users[0].target) if alone else None

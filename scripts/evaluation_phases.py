@@ -89,8 +89,9 @@ def _watched(compressor: Compressor, watch: Stopwatch) -> Compressor:
         network: Network,
         positions: Positions,
         replace: Mapping[str, Replace] = NOTHING_REPLACED,
+        final: bool = True,
     ) -> bool:
         with watch(LEAST_SQUARES):
-            return refits(model, network, positions, replace)
+            return refits(model, network, positions, replace, final)
 
     return compressor.refitting(refit)

@@ -60,8 +60,8 @@ def of_before(rows: Iterable[Mapping[str, Any]], besides: str = "") -> list[str]
     return [
         f"{before} rows were made before the statistics of batch norms were paired with the original's, or "
         f"before layers were fitted to what a ReLU lets through ([tried.md](../tried.md)){besides}. "
-        "Un-tuned, they read lower than the same would today, by up to two points. They are to be compared "
-        "among themselves."
+        "Un-tuned, where channels were pruned, they read lower than the same would today, by up to three "
+        "points. They are to be compared among themselves."
     ]
 
 

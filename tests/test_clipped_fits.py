@@ -13,6 +13,8 @@ from amc.pruning import fits
 from amc.pruning.asymmetric import AsymmetricReconstruction
 from amc.pruning.fits import Live, asymmetric_fit, grouped_fits
 from amc.pruning.outcomes import Affine, outcomes
+from amc.pruning.reconstruction import Positions
+from amc.recovery.calibrate import calibrate
 from tests.test_reconstruction import Joined, plain_net, pruned_to
 
 RELU = Live(torch.zeros(5), torch.full((5,), torch.inf))
@@ -29,7 +31,9 @@ def problem(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def missed(targets: Tensor, outputs: Tensor, live: Live) -> Tensor:
     """What is left of the error: nothing where both lie beyond the same end."""
-    return live.reached(targets, outputs) - outputs
+    left, ends = outputs - targets, (live.low.expand_as(targets), live.high.expand_as(targets))
+    left = torch.where(targets <= ends[0], (outputs - ends[0]).clamp_min(0), left)
+    return -torch.where(targets >= ends[1], (outputs - ends[1]).clamp_max(0), left)
 
 
 @pytest.mark.parametrize("intercept", [False, True])
@@ -137,22 +141,93 @@ def test_outputs_that_are_read_unclipped_too_are_met_everywhere():
     assert found["first"].ceiling is None and found["last"].ceiling == float("inf")
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_what_a_relu_lets_through_is_met_better(bias: bool, monkeypatch: pytest.MonkeyPatch):
-    """By a layer that has lost inputs, and by one that only makes up for the errors of that one."""
+class Residual(nn.Module):
+    """A block with batch norms that scale by both signs, and a ReLU behind its sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8, 4)
+        for norm in (self.bn1, self.bn2):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            norm.weight.data[::2] *= -1
+            nn.init.normal_(norm.bias, std=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        other = 2 * x - 1
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.linear(self.relu(y + other).mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def residual() -> tuple[Network, Tensor]:
+    """Traced, its norms with the statistics of the images."""
     torch.manual_seed(0)
-    model = nn.Sequential(*plain_net(bias)[:4], nn.Conv2d(8, 8, 1, bias=bias), nn.ReLU(), nn.Flatten())
-    images = F.avg_pool2d(torch.randn(300, 3, 16, 16), 2)
-    network = trace(model, images[:1])
-    for name in ("2", "4"):
-        errors = []
-        for rounds in (0, 4):
-            monkeypatch.setattr(fits, "CLIPPED_ROUNDS", rounds)
-            pruned, positions = pruned_to(network, 0.6)
-            AsymmetricReconstruction.of(network, [images], positions=10_000)(pruned, network, positions)
-            kept = positions.get((name, "out"), torch.arange(8))
-            errors.append(behind_relu(network.module, pruned, name, kept, images))
-        assert errors[1] < 0.99 * errors[0]
+    images = F.avg_pool2d(torch.randn(300, 3, 16, 16), 2) * 2
+    model = Residual()
+    calibrate(model, [images])
+    return trace(model, images[:1]), images
+
+
+def refitted(network: Network, images: Tensor, final: bool = True) -> tuple[nn.Module, Positions]:
+    pruned, positions = pruned_to(network, 0.6)
+    refits = AsymmetricReconstruction.of(network, [images], positions=10_000)
+    assert refits(pruned, network, positions, final=final)
+    return pruned, positions
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv2"])
+def test_what_a_relu_lets_through_is_met_better(
+    name: str, residual: tuple[Network, Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    """By a layer with a batch norm behind it, and by one that ends in a sum."""
+    network, images = residual
+    errors = []
+    for rounds in (0, 4):
+        monkeypatch.setattr(fits, "CLIPPED_ROUNDS", rounds)
+        pruned, positions = refitted(network, images)
+        kept = positions.get((name, "out"), torch.arange(8))
+        errors.append(behind_relu(network.module, pruned, name, kept, images))
+    assert errors[1] < 0.96 * errors[0]
+
+
+def effect(norm: nn.Module) -> Tensor:
+    """Factor and offset of each channel, [2, channels]."""
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and norm.running_mean is not None
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return torch.stack([factor, norm.bias - norm.running_mean * factor]).detach()
+
+
+def test_norms_in_front_of_a_relu_map_as_the_originals_did(residual: tuple[Network, Tensor]):
+    network, images = residual
+    for final, alike in ((True, True), (False, False)):
+        pruned, positions = refitted(network, images, final)
+        kept = positions["conv1", "out"]
+        before, after = effect(network.module.get_submodule("bn1")), effect(pruned.get_submodule("bn1"))
+        assert torch.allclose(after, before[:, kept], rtol=2e-3, atol=2e-3) == alike
+        before, after = effect(network.module.get_submodule("bn2")), effect(pruned.get_submodule("bn2"))
+        kept = positions.get(("conv2", "out"), torch.arange(8))
+        assert torch.allclose(after[0], before[0, kept], rtol=2e-3)  # it ends in a sum
+
+
+def test_norms_that_are_no_map_of_channels_are_left_alone():
+    """Without statistics of their own, without factors, or with tokens for channels."""
+    torch.manual_seed(0)
+    images = torch.randn(40, 3, 8, 8)
+    for odd in (nn.BatchNorm2d(8, track_running_stats=False), nn.BatchNorm2d(8, affine=False)):
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), odd, nn.ReLU(),
+            nn.Flatten(), nn.Linear(128, 4),
+        )  # fmt: skip
+        network = trace(model, images[:1])
+        assert outcomes(network)["0"].ceiling is not None and outcomes(network)["3"].ceiling is None
+        refitted(network, images)
+    tokens = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.BatchNorm1d(12), nn.ReLU())
+    network = trace(tokens, torch.randn(1, 12, 6))
+    assert network.layer("2").norm is None and outcomes(network)["2"].ceiling is None
 
 
 def test_what_is_replaced_aims_at_all_outputs(traced: Callable[[str], Network]):

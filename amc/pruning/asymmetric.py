@@ -12,10 +12,10 @@ make up for all of those errors.
 
 A layer that ends in a sum (`amc.pruning.sums`) also makes up for the other summand: with S that summand in
 the original and S' in the pruned network, its batch norm of scale gamma / sigma between, it is fitted to
-Y + (S - S') sigma / gamma. Its batch norm then maps as the original's did, although its inputs vary
+Y + (S - S') sigma / gamma. Its batch norm then maps about as the original's did, although its inputs vary
 differently. So does the one in front of a ReLU, which decides what of the outputs has to be met
-(`amc.pruning.fits`), unless the layer is replaced or quantized; elsewhere, re-normalization alone is left to
-set that right.
+(`amc.pruning.fits`), unless the layer is replaced, quantized or thinned; elsewhere, re-normalization alone is
+left to set that right.
 """
 
 import copy
@@ -120,7 +120,7 @@ class AsymmetricReconstruction:
                 rows = outputs_of(patches(x), module.get_parameter("weight"), groups)
                 targets.setdefault(name, []).append(rows)
                 if name in ends:
-                    others.setdefault(name, []).append(patches.outputs(values(ends[name].other)))
+                    others.setdefault(name, []).append(patches.outputs(values(ends[name].other)).clone())
 
             return draw
 
@@ -149,6 +149,7 @@ class AsymmetricReconstruction:
         network: Network,
         positions: Positions,
         replace: Mapping[str, Replace] = NOTHING_REPLACED,
+        final: bool = True,
     ) -> bool:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
 
@@ -165,8 +166,8 @@ class AsymmetricReconstruction:
         for layer in network.layers:
             name, way = layer.name, replace.get(layer.name)
             if name in refitted:
-                # What cannot be fitted freely misses less of what matters if it aims at all outputs.
-                outcome = found[name] if way is None else found[name].unclipped
+                # What does not stay as it is fitted misses less of what matters if it aims at all outputs.
+                outcome = found[name] if way is None and final else found[name].unclipped
                 watchers[name] = self._refitter(layer, model, network, positions, outcome, way)
             elif way is not None:
                 watchers[name] = partial(_put_in, model, name, way)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from amc.blocks import is_sum
 from amc.clips import ceiling_of
 from amc.graph import module_of
-from amc.groups import NORMS
+from amc.groups import NORMS, maps_channels
 from amc.network import Layer, Network
 from amc.pruning.fits import Live
 from amc.pruning.sums import Summand, summands
@@ -57,8 +57,8 @@ def _ceiling(node: fx.Node, layer: Layer, ends_in_sum: bool, module: nn.Module) 
     normed, summed = layer.norm is None, False
     while len(node.users) == 1:
         (user,) = node.users
-        if not normed and str(user.target) == layer.norm:
-            normed = getattr(module_of(user), "affine", True)
+        if not normed and layer.norm is not None and str(user.target) == layer.norm:
+            normed = maps_channels(module.get_submodule(layer.norm))
         elif normed and ends_in_sum and not summed and is_sum(user):
             summed = True
         elif not isinstance(module_of(user), PointQuantizer):

@@ -46,6 +46,7 @@ class Reconstruction(Protocol):
         network: Network,
         positions: Positions,
         replace: "Mapping[str, Replace]" = NOTHING_REPLACED,
+        final: bool = True,
     ) -> bool:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
 
@@ -53,6 +54,7 @@ class Reconstruction(Protocol):
             model, network, positions: what has been sliced how.
             replace: layer to what will replace it. Who does that here says so in the model's `meta`
                 (`amc.decomposition.responses.REPLACED`).
+            final: whether nothing else changes layers or their inputs afterwards.
 
         Returns:
             Whether that has re-normalized the batch norms, too.
@@ -212,6 +214,7 @@ class SymmetricReconstruction:
         network: Network,
         positions: Positions,
         replace: "Mapping[str, Replace]" = NOTHING_REPLACED,
+        final: bool = True,
     ) -> bool:
         """Refit every layer of `model`, a sliced copy of the network, that lost inputs; in place.
 

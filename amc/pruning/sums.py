@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from amc.blocks import is_sum
 from amc.graph import module_of, shape_of
+from amc.groups import maps_channels
 from amc.network import Network
 from amc.quantization.protocol import PointQuantizer
 
@@ -58,8 +59,7 @@ def _layer_before(end: fx.Node, network: Network) -> fx.Node | None:
         name = str(node.target)
         if name in names:
             norm = names[name].norm
-            batch_norm = network.module.get_submodule(norm) if norm else None
-            return node if getattr(batch_norm, "affine", True) else None
+            return node if norm is None or maps_channels(network.module.get_submodule(norm)) else None
         source = node.all_input_nodes[0]
         layer = names.get(str(source.target)) if source.op == "call_module" else None
         if not isinstance(module_of(node), PointQuantizer) and not (layer and layer.norm == name):

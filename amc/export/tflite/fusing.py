@@ -24,8 +24,8 @@ FUSING = {*CONVOLUTIONS, Chain, ClusteredConv2d, *LINEARS, AdditiveLinear, *ADD,
 def plan(module: fx.GraphModule) -> Plan:
     """The simplified graph of a network, and what its operations take in."""
     graph, norms = simplify(module)
-    ceilings = {node: ceiling_of(module, node) for node in graph.nodes if _is_fused(module, node)}
-    clips = {node: ceiling for node, ceiling in ceilings.items() if ceiling is not None}
+    found = ((node, ceiling_of(module, node)) for node in graph.nodes)
+    clips = {node: clip for node, clip in found if clip is not None and _is_fused(module, node)}
     endings = {node.all_input_nodes[0]: Ending(clip) for node, clip in clips.items()}
     bypass(graph, clips.__contains__)
     for node in graph.nodes:
@@ -34,9 +34,7 @@ def plan(module: fx.GraphModule) -> Plan:
 
 
 def _is_fused(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node clips what an operation gives that clips as well, and that nothing else reads."""
-    if not node.op.startswith("call"):
-        return False
+    """Whether what a node clips comes from an operation that clips as well, and that nothing else reads."""
     source = node.all_input_nodes[0]
     return source.op.startswith("call") and len(source.users) == 1 and target_of(module, source) in FUSING
 
