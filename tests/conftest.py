@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
@@ -44,6 +45,16 @@ def no_final_milliseconds() -> Iterator[None]:
     """Searches end without measuring milliseconds, which takes seconds; its own test measures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("agents.compress.measure_outcomes", lambda run, outcomes: (outcomes, ""))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Searches log no picture of each best policy, which takes as long as an evaluation; its tests do."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.module.__name__.endswith("test_tensorboard"):
+            patch.setattr("agents.tensorboard.policy_figure", lambda policy, widths, title: None)
+            patch.setattr("agents.tensorboard.figure_image", lambda figure: np.zeros((1, 1, 3), np.uint8))
         yield
 
 

@@ -295,3 +295,14 @@ def test_fixed_and_symbolic_batch(tmp_path: Path) -> None:
     export_onnx(net, images(1), path, batch=3)
     with pytest.raises(UserError, match="multiple"):
         check_export(path, net, images(4))
+
+
+def test_a_norm_of_tokens_stays_behind_its_linear_layer(tmp_path: Path) -> None:
+    """Of [N, T, C], the channels of a batch norm are T."""
+    torch.manual_seed(0)
+    net = trace_graph(nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU()))
+    net.get_submodule("1").running_mean.uniform_(-1, 1)
+    net.get_submodule("1").running_var.uniform_(0.5, 2)
+    tokens = torch.randn(8, 12, 6)
+    path = export_onnx(net, tokens[:1], tmp_path / "model.onnx").path
+    assert all(f.relative_error < 1e-4 for f in check_export(path, net, tokens).values())
