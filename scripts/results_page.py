@@ -46,22 +46,32 @@ def origin() -> dict[str, Any]:
     }
 
 
-def of_before(rows: Iterable[Mapping[str, Any]], besides: str = "") -> list[str]:
+DAGGER = " †"
+"""Marks searchers of which there are rows of before."""
+
+
+def is_of_before(row: Mapping[str, Any]) -> bool:
+    """Whether networks of a row were refitted and re-normalized in another way than today."""
+    origin = row.get("searched", row.get("origin", {}))
+    return bool(origin.get("refits") != REFITS)
+
+
+def of_before(rows: Iterable[Mapping[str, Any]], besides: str = "", marked: str = "") -> list[str]:
     """A sentence about rows whose networks were refitted and re-normalized in another way, if there are any.
 
     Args:
         rows: of any results.
         besides: in what else they differ from those made today.
+        marked: says how tables mark them, where they do.
     """
-    origins = [row.get("searched", row.get("origin", {})) for row in rows]
-    before = sum(origin.get("refits") != REFITS for origin in origins)
+    before = sum(map(is_of_before, rows))
     if not before:
         return []
     return [
-        f"{before} rows were made before the statistics of batch norms were paired with the original's, or "
-        f"before layers were fitted to what a ReLU lets through ([tried.md](../tried.md)){besides}. "
-        "Un-tuned, where channels were pruned, they read lower than the same would today, by up to three "
-        "points. They are to be compared among themselves."
+        f"{before} rows{marked} were made before the statistics of batch norms were paired with the "
+        "original's, or before layers were fitted to what a ReLU lets through ([tried.md](../tried.md))"
+        f"{besides}. Un-tuned, where channels were pruned, they read lower than the same would today, by up "
+        "to three points. They are to be compared among themselves."
     ]
 
 

@@ -12,7 +12,9 @@ from amc.errors import UserError
 from scripts.cli import run
 from scripts.results_page import (
     AGAIN,
+    DAGGER,
     NOTHING,
+    is_of_before,
     markdown_table,
     of_before,
     read_figures,
@@ -94,7 +96,7 @@ def overview(rows: Rows) -> list[str]:
         f"{AGAIN}, with `--data-root`, `--weights-dir` "
         "and `--weights-56`; searches under latency have a folder of their own, `--latency-runs`. "
         "`python -m scripts.searcher_page` writes this page from them.",
-        *of_before(rows.values()),
+        *of_before(rows.values(), marked=f" ({DAGGER.strip()} in the tables)"),
     ]
 
 
@@ -174,15 +176,16 @@ def figures_of(found: Sequence[Contest]) -> list[str]:
     for contest in found:
         lines = [figure_line(contest, name) for name in contest.searchers]
         headings = [name for name in lines[0] if not name.endswith("deviation")]
-        table = markdown_table(headings, [cells(line) for line in lines])
+        marks = [any(map(is_of_before, contest.of(line["searcher"]))) for line in lines]
+        table = markdown_table(headings, list(map(cells, lines, marks)))
         parts += [f"#### {contest.title}", about(contest), table]
     return parts
 
 
-def cells(line: Line) -> list[str]:
-    """One searcher in a table."""
+def cells(line: Line, before: bool) -> list[str]:
+    """One searcher in a table, marked where it has rows of before."""
     return [
-        line["searcher"],
+        line["searcher"] + (DAGGER if before else ""),
         str(line["seeds"]),
         *(spread(line[name], line[f"{name}, deviation"]) for name in ("reward split", "test un-tuned")),
         f"{line['points']:+.2f}",
