@@ -39,7 +39,7 @@ class Demo:
     """Folder for everything that is written; a new demo-N is made in it."""
     epochs: int = 12
     """Epochs of pretraining."""
-    evaluations: int = 60
+    evaluations: int = 40
     """Policies that each search evaluates."""
     budget: tuple[str, ...] = ("macs=0.2", "size=0.04")
     """What the compressed network must keep: shares of the original's multiply-accumulates and bytes."""
