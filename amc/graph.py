@@ -53,6 +53,11 @@ def target_of(module: nn.Module, node: fx.Node) -> Any:
     return node.target
 
 
+def norm_reads_outputs(norm: nn.Module, source: fx.Node) -> bool:
+    """Whether a batch norm's channels are what the layer in front gives: of [N, T, C] they are T."""
+    return not isinstance(norm, nn.BatchNorm1d) or len(shape_of(source)) == 2
+
+
 def trace_graph(model: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """Symbolically trace `model` in evaluation mode; modules of torch.nn stay whole.
 

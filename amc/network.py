@@ -21,6 +21,7 @@ from amc.graph import (
     FixedStage,
     erase_idle,
     module_of,
+    norm_reads_outputs,
     propagate_shapes,
     shape_of,
     trace_graph,
@@ -334,10 +335,9 @@ def _to_layer(graph: fx.GraphModule, node: fx.Node, input_tensor: str) -> Layer:
 
 def _folded_norm(node: fx.Node) -> str | None:
     users = list(node.users)
-    if len(users) != 1 or not isinstance(module_of(users[0]), NORMS):
+    norm = module_of(users[0]) if len(users) == 1 else None
+    if not isinstance(norm, NORMS) or not norm_reads_outputs(norm, node):
         return None
-    if isinstance(module_of(node), nn.Linear) and len(shape_of(node)) != 2:
-        return None  # of [N, T, C], a batch norm's channels are T
     calls = [str(n.target) for n in node.graph.nodes if n.op == "call_module"]
     alone = calls.count(str(node.target)) == calls.count(str(users[0].target)) == 1
     return str(users[0].target) if alone else None

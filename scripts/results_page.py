@@ -46,14 +46,15 @@ def origin() -> dict[str, Any]:
     }
 
 
-DAGGER = " †"
-"""Marks searchers of which there are rows of before."""
-
-
 def is_of_before(row: Mapping[str, Any]) -> bool:
     """Whether networks of a row were refitted and re-normalized in another way than today."""
     origin = row.get("searched", row.get("origin", {}))
     return bool(origin.get("refits") != REFITS)
+
+
+def labelled(name: str, rows: Iterable[Mapping[str, Any]]) -> str:
+    """A name in a table, with a dagger where some of its rows are of before."""
+    return f"{name} †" if any(map(is_of_before, rows)) else name
 
 
 def of_before(rows: Iterable[Mapping[str, Any]], besides: str = "", marked: str = "") -> list[str]:

@@ -15,9 +15,8 @@ from scripts.cli import run
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
 from scripts.results_page import (
     AGAIN,
-    DAGGER,
     NOTHING,
-    is_of_before,
+    labelled,
     markdown_table,
     of_before,
     read_figures,
@@ -107,7 +106,7 @@ def overview(rows: Rows) -> list[str]:
         "hours. `python -m scripts.search_results` makes the missing ones "
         f"{AGAIN}, with `--data-root`, "
         "`--weights-dir` and `--weights-56`; `python -m scripts.search_page` writes this page from them.",
-        *of_before(rows.values(), marked=f" ({DAGGER.strip()} in the tables of searchers)"),
+        *of_before(rows.values(), marked=" († in the tables of searchers)"),
     ]
 
 
@@ -157,7 +156,7 @@ def line(setting: Setting, searcher: str, rows: Sequence[Row]) -> list[str]:
     halves = [row["best"][0] for row in own if len(row["best"]) > 1]
     threads = sorted({row["threads"] for row in own})
     return [
-        searcher + (DAGGER if any(map(is_of_before, own)) else ""),
+        labelled(searcher, own),
         str(len(own)),
         spread([best["reward_accuracy"] for best in halves]),
         spread([row["best"][-1]["reward_accuracy"] for row in own]),

@@ -12,9 +12,8 @@ from amc.errors import UserError
 from scripts.cli import run
 from scripts.results_page import (
     AGAIN,
-    DAGGER,
     NOTHING,
-    is_of_before,
+    labelled,
     markdown_table,
     of_before,
     read_figures,
@@ -22,7 +21,7 @@ from scripts.results_page import (
     where_and_when,
     write_page,
 )
-from scripts.results_runner import Rows
+from scripts.results_runner import Row, Rows
 from scripts.search_page import about
 from scripts.search_words import against
 from scripts.searcher_rows import (
@@ -96,7 +95,7 @@ def overview(rows: Rows) -> list[str]:
         f"{AGAIN}, with `--data-root`, `--weights-dir` "
         "and `--weights-56`; searches under latency have a folder of their own, `--latency-runs`. "
         "`python -m scripts.searcher_page` writes this page from them.",
-        *of_before(rows.values(), marked=f" ({DAGGER.strip()} in the tables)"),
+        *of_before(rows.values(), marked=" († in the tables)"),
     ]
 
 
@@ -176,16 +175,15 @@ def figures_of(found: Sequence[Contest]) -> list[str]:
     for contest in found:
         lines = [figure_line(contest, name) for name in contest.searchers]
         headings = [name for name in lines[0] if not name.endswith("deviation")]
-        marks = [any(map(is_of_before, contest.of(line["searcher"]))) for line in lines]
-        table = markdown_table(headings, list(map(cells, lines, marks)))
+        table = markdown_table(headings, [cells(line, contest.of(str(line["searcher"]))) for line in lines])
         parts += [f"#### {contest.title}", about(contest), table]
     return parts
 
 
-def cells(line: Line, before: bool) -> list[str]:
-    """One searcher in a table, marked where it has rows of before."""
+def cells(line: Line, rows: Sequence[Row]) -> list[str]:
+    """One searcher in a table, and the rows behind it."""
     return [
-        line["searcher"] + (DAGGER if before else ""),
+        labelled(line["searcher"], rows),
         str(line["seeds"]),
         *(spread(line[name], line[f"{name}, deviation"]) for name in ("reward split", "test un-tuned")),
         f"{line['points']:+.2f}",

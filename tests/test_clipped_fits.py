@@ -1,13 +1,15 @@
 """Least squares where a ReLU follows: targets that it clips are met by everything beyond the same end."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amc.clips import ceiling_of
+from amc.export.folding import batch_norm_affine
 from amc.network import Network, trace
 from amc.pruning import fits
 from amc.pruning.asymmetric import AsymmetricReconstruction
@@ -15,7 +17,7 @@ from amc.pruning.fits import Live, asymmetric_fit, grouped_fits
 from amc.pruning.outcomes import Affine, outcomes
 from amc.pruning.reconstruction import Positions
 from amc.recovery.calibrate import calibrate
-from tests.test_reconstruction import Joined, plain_net, pruned_to
+from tests.test_reconstruction import EveryValue, Joined, plain_net, pruned_to
 
 RELU = Live(torch.zeros(5), torch.full((5,), torch.inf))
 
@@ -196,9 +198,8 @@ def test_what_a_relu_lets_through_is_met_better(
 
 def effect(norm: nn.Module) -> Tensor:
     """Factor and offset of each channel, [2, channels]."""
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and norm.running_mean is not None
-    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return torch.stack([factor, norm.bias - norm.running_mean * factor]).detach()
+    found = batch_norm_affine(norm, 0)
+    return torch.stack([torch.as_tensor(found.factor), torch.as_tensor(found.shift)])
 
 
 def test_norms_in_front_of_a_relu_map_as_the_originals_did(residual: tuple[Network, Tensor]):
@@ -239,27 +240,13 @@ def test_what_is_replaced_aims_at_all_outputs(traced: Callable[[str], Network]):
 
 @torch.no_grad()
 def behind_relu(original: nn.Module, pruned: nn.Module, name: str, kept: Tensor, images: Tensor) -> float:
-    """Mean squared error of what the ReLU behind a layer, or behind the sum that it ends in, gives."""
+    """Mean squared error of what the first ReLU behind a layer, or behind the sum that it ends in, gives."""
     clipped: list[Tensor] = []
     for model in (original, pruned):
-        run = Watched(model, name)
+        assert isinstance(model, torch.fx.GraphModule)
+        run = EveryValue(model)
         run.run(images)
-        clipped.append(run.clipped)
+        behind = dropwhile(lambda node: node.target != name, model.graph.nodes)
+        relu = next(node for node in behind if ceiling_of(model, node) is not None)
+        clipped.append(run.found[relu.name])
     return float((clipped[0][:, kept] - clipped[1]).square().mean())
-
-
-class Watched(torch.fx.Interpreter):
-    """Runs a graph and keeps what the first ReLU behind a module gives."""
-
-    def __init__(self, module: nn.Module, name: str):
-        assert isinstance(module, torch.fx.GraphModule)
-        super().__init__(module)
-        self.name, self.passed, self.clipped = name, False, torch.empty(0)
-
-    def run_node(self, n: torch.fx.Node) -> Tensor:
-        value = super().run_node(n)
-        self.passed = self.passed or n.target == self.name
-        is_relu = n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), nn.ReLU)
-        if is_relu and self.passed and not len(self.clipped):
-            self.clipped = value.clone()
-        return value

@@ -11,7 +11,7 @@ from amc.decomposition.additive_linear import AdditiveLinear
 from amc.decomposition.chain import Chain
 from amc.decomposition.clustered_conv import ClusteredConv2d
 from amc.export.grid import grid_of
-from amc.graph import shape_of, target_of
+from amc.graph import norm_reads_outputs, target_of
 from amc.quantization.modules import ActivationQuantizer, QuantizedConv2d, QuantizedLinear
 
 DROPPED = {
@@ -75,8 +75,8 @@ def _foldable_norms(module: fx.GraphModule, graph: fx.Graph) -> dict[fx.Node, nn
         layers, norm = FOLDABLE.get(target_of(module, node), ()), module.get_submodule(str(node.target))
         source = node.all_input_nodes[0]
         alone = source.op == "call_module" and len(source.users) == 1
-        # Of [N, T, C], a batch norm's channels are T, and the outputs of a linear layer C.
-        alone = alone and not (isinstance(norm, nn.BatchNorm1d) and len(shape_of(source)) != 2)
-        if alone and target_of(module, source) in layers and norm.running_mean is not None:
+        if not alone or target_of(module, source) not in layers or norm.running_mean is None:
+            continue
+        if norm_reads_outputs(norm, source):
             norms[node] = norm
     return norms

@@ -57,9 +57,9 @@ def _ceiling(node: fx.Node, layer: Layer, ends_in_sum: bool, module: nn.Module) 
     normed, summed = layer.norm is None, False
     while len(node.users) == 1:
         (user,) = node.users
-        if not normed and layer.norm is not None and str(user.target) == layer.norm:
+        if layer.norm is not None and str(user.target) == layer.norm:
             normed = maps_channels(module.get_submodule(layer.norm))
-        elif normed and ends_in_sum and not summed and is_sum(user):
+        elif ends_in_sum and not summed and is_sum(user):
             summed = True
         elif not isinstance(module_of(user), PointQuantizer):
             break
