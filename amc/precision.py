@@ -45,12 +45,12 @@ def rounded_products(enabled: bool) -> Iterator[None]:
 
 
 def loss_in_bfloat16(
-    loss: Callable[[nn.Module, Tensor, Tensor], Tensor], wanted: Callable[[nn.Module], bool]
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor], wanted: bool
 ) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """The same loss, the networks in it passed in bfloat16 where `wanted` says so of the model."""
+    """The same loss, the networks in it passed in bfloat16 if that is wanted."""
 
     def computed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        with bfloat16(wanted(model), x.device):
+        with bfloat16(wanted, x.device):
             return loss(model, x, y)
 
     return computed

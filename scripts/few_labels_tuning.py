@@ -283,7 +283,7 @@ def train(bench: Bench, data: ImageData) -> None:
             bench.model,
             data,
             wanted,
-            loss=loss_in_bfloat16(cross_entropy(), lambda _: rounds),
+            loss=loss_in_bfloat16(cross_entropy(), rounds),
             start_epoch=start,
             momentum=momentum,
             on_step=bar.step,

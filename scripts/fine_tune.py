@@ -76,8 +76,8 @@ class FineTune:
     """Augmented versions of the training images, taken in turn, so that the teacher sees each only once; 0
     makes a new one for every epoch."""
     precision: Precision = "auto"
-    """Arithmetic of trainings that quantize nothing: float32, bfloat16, or auto, which is bfloat16 on a CPU
-    with instructions for it: twice as fast there."""
+    """Arithmetic of the training: float32, bfloat16, or auto, which is bfloat16 on a CPU with instructions
+    for it: up to twice as fast there."""
     saved_activations: SavedActivations = "float"
     """What a step keeps of activations until its backward pass: all (float), or 3 bits and the largest 2 % in
     16 (value-aware; relu-aware needs a little less), which saves memory and takes longer."""

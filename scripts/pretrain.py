@@ -211,7 +211,7 @@ def train(
     memory = options.memory
     if isinstance(task, ClassificationTask):
         rounds = memory is None and computes_in_bfloat16(options.precision, device_of(model))
-        loss = loss_in_bfloat16(cross_entropy(recipe.label_smoothing), lambda _: rounds)
+        loss = loss_in_bfloat16(cross_entropy(recipe.label_smoothing), rounds)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console()) as progress:
         bar = progress.add_task(f"epoch {start + 1}/{recipe.epochs}")

@@ -12,7 +12,7 @@ from tests.test_env import make_problem
 
 
 def test_brief_tuning_raises_the_score_of_a_network_that_has_lost_much():
-    plain, tuned = (make_problem("macs=0.3", tune_steps=steps) for steps in (0, 120))
+    plain, tuned = (make_problem("macs=0.2", tune_steps=steps) for steps in (0, 120))
     policy = plain.walk().reference_policy()
     before, after = (problem.evaluator([policy])[0].score for problem in (plain, tuned))
     assert after > before + 0.1

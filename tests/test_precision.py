@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from amc import precision
 from amc.precision import bfloat16, computes_in_bfloat16, loss_in_bfloat16
 from amc.quantization.modules import ActivationQuantizer, pause_quantizers, quantizes
+from amc.quantization.registry import ACTIVATION_QUANTIZERS
 from amc.recovery.fine_tune import Distillation, fine_tune
 from amc.recovery.saas import InnerLoop, Saas
 from amc.training import Recipe
@@ -48,18 +49,16 @@ def test_only_what_is_computed_inside_is_in_bfloat16(enabled):
 
 
 def test_a_loss_is_rounded_where_it_is_wanted():
-    wanted = []
     seen = Watched(tiny_model())
-    loss = loss_in_bfloat16(lambda model, x, y: model(x).float().sum(), lambda _: bool(wanted))
-    loss(seen, torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
-    assert seen.seen == {torch.float32}
-    wanted.append(True)
-    loss(seen, torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
-    assert seen.seen == {torch.float32, torch.bfloat16}
+    for wanted, types in ((False, {torch.float32}), (True, {torch.float32, torch.bfloat16})):
+        loss = loss_in_bfloat16(lambda model, x, y: model(x).float().sum(), wanted)
+        loss(seen, torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
+        assert seen.seen == types
 
 
-def test_codes_are_trained_in_float32_and_what_is_before_them_in_bfloat16():
-    point = ActivationQuantizer(4)
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_a_quantizing_training_computes_as_it_is_told(arithmetic):
+    point = ActivationQuantizer(8)
     model = nn.Sequential(point, *tiny_model().children())
     point.fit(torch.rand(8))
     assert quantizes(model)
@@ -67,26 +66,35 @@ def test_codes_are_trained_in_float32_and_what_is_before_them_in_bfloat16():
     assert not quantizes(model)
     pause_quantizers(model, False)
     seen, task = Watched(model), tiny_task()
-    recipe, images = Recipe(epochs=2, batch_size=32, lr=0.01), [task.calibration(32)[0]]
+    recipe = Recipe(epochs=1, batch_size=32, lr=0.01)
     types: list[set[torch.dtype]] = []
-
-    def after_epoch(_: object) -> None:
-        types.append({*seen.seen})
-        seen.seen.clear()
-
     fine_tune(
         seen,
         tiny_model(),
         task,
         recipe,
         Distillation(alpha=0.0),
-        float_epochs=1,
-        calibration=images,
-        precision="bfloat16",
-        on_epoch=after_epoch,
+        precision=arithmetic,
+        on_step=lambda done, _: types.append({*seen.seen}),
     )
-    assert torch.bfloat16 in types[0] and types[1] == {torch.float32}
+    assert (torch.bfloat16 in types[-1]) == (arithmetic == "bfloat16")
     assert all(parameter.dtype == torch.float32 for parameter in seen.parameters())
+
+
+@pytest.mark.parametrize("name", list(ACTIVATION_QUANTIZERS))
+def test_quantized_activations_stay_in_bfloat16_and_lie_on_the_levels(name):
+    point = ACTIVATION_QUANTIZERS[name](3)
+    exact = torch.rand(4, 5, 6, 6)
+    point.fit(exact)
+    rounded = exact.bfloat16().requires_grad_(True)
+    point.train()
+    values = point.quantized(rounded)
+    assert values.dtype == torch.bfloat16
+    # A number halfway between two levels may be rounded to the other one.
+    same = torch.isclose(values.float(), point.eval().quantized(exact), rtol=1 / 128, atol=0)
+    assert same.float().mean() > 0.98
+    values.sum().backward()
+    assert rounded.grad is not None and bool(rounded.grad.bool().any())
 
 
 def test_evidence_for_labels_is_added_up_in_float64():

@@ -147,6 +147,17 @@ def ranks(rows: Tensor, levels: Tensor) -> Tensor:
     return above.int()
 
 
+def looked_up(row: Tensor, levels: Tensor) -> Tensor:
+    """The nearest of the ascending levels [1, L] to bfloat16 numbers [1, n]; bfloat16 [1, n].
+
+    There are 65,536 such numbers. To compare each of them with the thresholds once and to look the others up
+    is five times as fast as to compare a million.
+    """
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=row.device).view(torch.bfloat16)
+    nearest = levels[0].index_select(0, ranks(every[None], levels)[0]).bfloat16()
+    return nearest.index_select(0, row[0].view(torch.int16).int() + 2**15)[None]
+
+
 def in_memory_order(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """A tensor with its axes as they lie in memory, and the order of axes that undoes it.
 
@@ -175,6 +186,8 @@ class _RunningBasis:
     def values(self, rows: Tensor, signed: bool) -> Tensor:
         """The nearest levels of numbers [rows, n]."""
         levels, _ = sorted_levels(self.basis, signed)
+        if rows.dtype == torch.bfloat16 and len(rows) == 1:
+            return looked_up(rows, levels)
         rank = ranks(rows, levels)
         if len(levels) == 1:
             return levels[0].index_select(0, rank.reshape(-1)).reshape(rank.shape)
@@ -310,7 +323,7 @@ class LqActivationQuantizer(PointQuantizer):
                 passes &= x >= levels[0, 0]
             if self.training:
                 running.learn(even_sample(rows, LEARNED_FROM).contiguous()[None], signed)
-        return straight_through(x, values, passes)
+        return straight_through(x, values.to(x.dtype), passes)
 
     @property
     def _running(self) -> _RunningBasis:

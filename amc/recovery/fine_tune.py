@@ -23,7 +23,6 @@ from amc.quantization.modules import (
     QuantizedConv2d,
     QuantizedLinear,
     pause_quantizers,
-    quantizes,
     recalibrate,
 )
 from amc.quantization.training_memory import TrainingMemory
@@ -184,7 +183,7 @@ def fine_tune(
         refit_every: steps after which the weights' scales are fitted anew, and also after the last step.
         float_epochs: epochs at the start that quantize nothing; scales and ranges are fitted behind them.
         calibration: unlabeled batches [N, ...] that the ranges are then fitted on.
-        precision: arithmetic of classifiers while nothing is quantized; codes are trained in float32.
+        precision: arithmetic of classifiers.
         memory: stores activations in fewer bits until the backward pass; all is then computed in float32.
         start_epoch, momentum: epochs done before and `Epoch.momentum`: a training goes on exactly.
         on_step, on_epoch: called with (steps done, steps in total) after each step, and after each epoch.
@@ -196,8 +195,7 @@ def fine_tune(
         UserError: the loss became NaN or infinite, or a teacher's outputs cannot be distilled.
     """
     _check_schedule(recipe.epochs, refit_every, float_epochs, calibration)
-    bfloat16 = memory is None and computes_in_bfloat16(precision, device_of(model))
-    rounds = _rounding(task.distillable and bfloat16)
+    rounds = memory is None and task.distillable and computes_in_bfloat16(precision, device_of(model))
     loss = loss_in_bfloat16(_taught(teacher, task, recipe, distillation, task_loss or task.loss), rounds)
     seen = [] if start_epoch else as_in_training(task, model, recipe.augment)
     with _in_training(model, start_epoch < float_epochs, seen):
@@ -239,11 +237,6 @@ def _in_training(model: nn.Module, paused: bool, seen: Sequence[Tensor]) -> Iter
         for handle in held:
             handle.remove()
         pause_quantizers(model, False)
-
-
-def _rounding(allowed: bool) -> Callable[[nn.Module], bool]:
-    """Whether a network's pass may be rounded: never while it quantizes."""
-    return lambda network: allowed and not quantizes(network)
 
 
 def _refitting(

@@ -55,7 +55,7 @@ def iterate_pseudo_labels(
         UserError: the loss became NaN or infinite.
     """
     rounded = computes_in_bfloat16(precision, device_of(model))
-    loss = loss_in_bfloat16(cross_entropy(), lambda _: rounded)
+    loss = loss_in_bfloat16(cross_entropy(), rounded)
     fresh = copy.deepcopy(model.state_dict())
     estimate = start or LabelEstimate(
         one_hot(torch.zeros(len(few.unlabeled), dtype=torch.int64), few.classes)
