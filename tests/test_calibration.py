@@ -32,6 +32,15 @@ def small_net() -> nn.Sequential:
     return nn.Sequential(conv_bn(3, 8), conv_bn(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
+class CalledTwice(nn.Module):
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.norm(x), self.norm(x + 5)])
+
+
 def batches(count: int = 3, size: int = 20) -> list[Tensor]:
     return [seed + torch.randn(size, 3, 8, 8, generator=generator(seed)) for seed in range(count)]
 
@@ -45,6 +54,15 @@ def test_pooled_statistics_are_those_of_the_batches_put_together():
     correction = torch.stack([p.transpose(0, 1).flatten(1).var(1) for p in parts]).mean(0) / within
     torch.testing.assert_close(norm.running_mean, whole.mean(1))
     torch.testing.assert_close(norm.running_var, whole.var(1, unbiased=False) + correction)
+
+
+def test_statistics_of_a_norm_that_is_called_twice_are_those_of_both_calls():
+    norm = nn.BatchNorm2d(3)
+    calibrate(CalledTwice(norm), batches())
+    alone = nn.BatchNorm2d(3)
+    calibrate(nn.Sequential(alone), [inputs for batch in batches() for inputs in (batch, batch + 5)])
+    torch.testing.assert_close(norm.running_mean, alone.running_mean)
+    torch.testing.assert_close(norm.running_var, alone.running_var)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

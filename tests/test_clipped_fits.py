@@ -231,6 +231,27 @@ def test_norms_that_are_no_map_of_channels_are_left_alone():
     assert network.layer("2").norm is None and outcomes(network)["2"].ceiling is None
 
 
+class SharesItsNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.relu, self.linear = nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.first(x)))
+        return self.linear(self.relu(self.norm(self.second(x))).mean(dim=(2, 3)))
+
+
+def test_a_norm_that_is_called_twice_is_left_to_the_calibration():
+    torch.manual_seed(0)
+    images, model = torch.randn(40, 3, 8, 8), SharesItsNorm()
+    calibrate(model, [images])
+    network = trace(model, images[:1])
+    pruned, positions = pruned_to(network, 0.6)
+    refits = AsymmetricReconstruction.of(network, [images], positions=64)
+    assert not refits(pruned, network, positions)
+
+
 def test_what_is_replaced_aims_at_all_outputs(traced: Callable[[str], Network]):
     found = outcomes(traced("resnet20"))
     inner, last = found["layer1.0.conv1"].unclipped, found["layer1.0.conv2"].unclipped

@@ -19,6 +19,7 @@ left to set that right.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -157,7 +158,8 @@ class AsymmetricReconstruction:
         layer that is replaced.
 
         Returns:
-            Whether that has re-normalized the batch norms: not if nothing was to be refitted.
+            Whether that has re-normalized the batch norms: not if nothing was to be refitted, nor if one is
+            called more than once, whose statistics are then those of the last call.
         """
         refitted = self._refitted(network, positions, replace)
         if not refitted and not replace:
@@ -185,7 +187,9 @@ class AsymmetricReconstruction:
             for norm, momentum in norms.items():
                 norm.eval()
                 norm.momentum = momentum
-        return bool(norms)
+        called = (node for node in model.graph.nodes if node.op == "call_module")
+        calls = Counter(model.get_submodule(str(node.target)) for node in called)
+        return bool(norms) and all(calls[norm] <= 1 for norm in norms)
 
     def _put_in_terms(self, model: fx.GraphModule, positions: Positions) -> None:
         """Let the batch norms of a sliced model be those that are in terms of the images, in place."""

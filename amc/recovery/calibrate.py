@@ -34,14 +34,12 @@ def calibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for batch in batches if norms else batches[:1]:
             model(batch)
-            for pooled in statistics:
-                pooled.add()
         for pooled in statistics:
             pooled.finish()
 
 
 class _PooledStatistics:
-    """Mean and variance in front of one batch norm, pooled over equally weighted batches."""
+    """Mean and variance in front of one batch norm, pooled over equally weighted calls of it."""
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
         self.norm, self.momentum, self.count = norm, norm.momentum, 0
@@ -49,8 +47,9 @@ class _PooledStatistics:
         norm.momentum = 1.0  # the running statistics become the batch's
         assert norm.running_mean is not None and norm.running_var is not None
         self.mean, self.square = torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)
+        self.hook = norm.register_forward_hook(self.add)
 
-    def add(self) -> None:
+    def add(self, *_: object) -> None:
         """Add the batch that the norm has just seen."""
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
@@ -60,6 +59,7 @@ class _PooledStatistics:
 
     def finish(self) -> None:
         """Write the pooled statistics into the norm and put it back into evaluation mode."""
+        self.hook.remove()
         mean, square = self.mean / self.count, self.square / self.count
         self.norm.running_mean = mean
         self.norm.running_var = (square - mean.square()).clamp_min_(0)
