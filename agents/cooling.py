@@ -8,7 +8,7 @@ from torch import nn
 from agents.cooling_rounds import first_config
 from agents.cooling_run import CooledRun
 from agents.run import load_run, run_facts, start_run
-from agents.run_config import CONFIG_FILE, RunConfig, continued, write_config
+from agents.run_config import CONFIG_FILE, RunConfig, continued, has_facts, write_config
 from amc.costs.latency.sampling import Progress
 from amc.errors import UserError
 from amc.tasks.base import Task
@@ -69,7 +69,8 @@ def _with_first_round(
             shutil.rmtree(round_folder)
         first = start_run(round_folder, first_config(config), model, task, progress)
     try:
-        write_config(folder, config, run_facts(first.problem))
+        if not has_facts(folder):
+            write_config(folder, config, run_facts(first.problem))
         return CooledRun(folder, config, first)
     except BaseException:
         first.problem.close()

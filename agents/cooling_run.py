@@ -43,8 +43,8 @@ from agents.cooling_rounds import budget_share, floor_text, least_widths, round_
 from agents.cooling_tuning import CHECKPOINT_FILE, tuned
 from agents.log import EvaluationLog, Row
 from agents.outcome import Outcome
-from agents.run import LOG_FILE, OUTCOMES_FILE, Run, load_run, run_facts, start_run
-from agents.run_config import CONFIG_FILE, RunConfig, write_config
+from agents.run import LOG_FILE, OUTCOMES_FILE, Run, load_run, start_run
+from agents.run_config import CONFIG_FILE, RunConfig, check_refits, read_facts, write_config
 from agents.run_folder import run_lock
 from agents.search import POLICY_FILE, Callback, Ending, SearchResult
 from amc.errors import UserError
@@ -97,11 +97,13 @@ class CooledRun(Run):
         """Go through the rounds from wherever the run is; Ctrl-C ends it early.
 
         Raises:
-            UserError: another process searches here, or a round's budget cannot be reached.
+            UserError: another process searches here, a round's budget cannot be reached, or the run is of
+                before layers were refitted as they are today.
         """
         with run_lock(self.folder):
             self.__dict__.pop("log", None)
-            write_config(self.folder, self.config, run_facts(self._first.problem))
+            check_refits(self.folder)
+            write_config(self.folder, self.config, read_facts(self.folder))
             limit = self.config.search.time_budget
             try:
                 end = None if limit is None else time.monotonic() + limit

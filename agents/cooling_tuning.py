@@ -9,6 +9,7 @@ from agents.config import CoolingConfig
 from agents.run import Run
 from amc.errors import UserError
 from amc.policy import CompressionPolicy
+from amc.precision import Precision, arithmetic
 from amc.recovery.fine_tune import DEFAULT_RECIPE, fine_tune, settle_statistics
 from amc.training import Epoch, Recipe
 from amc.training_checkpoint import load_checkpoint, save_checkpoint
@@ -47,7 +48,8 @@ def tuned(
         weight_decay=DEFAULT_RECIPE.weight_decay,
         seed=seed,
     )
-    checkpoint, shared = folder / CHECKPOINT_FILE, _shared(recipe, policy)
+    precision = arithmetic(run.config.problem.precision, run.evaluator.device)
+    checkpoint, shared = folder / CHECKPOINT_FILE, _shared(recipe, precision, policy)
     model = run.evaluator.compressed(policy)
     start, momentum = load_checkpoint(checkpoint, model, shared) if checkpoint.is_file() else (0, {})
     _make(folder)
@@ -61,7 +63,7 @@ def tuned(
         teacher.to(run.evaluator.device),
         run.task,
         recipe,
-        precision=run.config.problem.precision,
+        precision=precision,
         start_epoch=start,
         momentum=momentum,
         on_epoch=after_epoch,
@@ -69,10 +71,10 @@ def tuned(
     return model, settle_statistics(model, run.task, run.evaluator.calibration)
 
 
-def _shared(recipe: Recipe, policy: CompressionPolicy) -> dict[str, object]:
+def _shared(recipe: Recipe, precision: Precision, policy: CompressionPolicy) -> dict[str, object]:
     """What a continued fine-tuning must share with the interrupted one."""
     chosen = {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "seed")}
-    return {**chosen, "policy": policy.digest()}
+    return {**chosen, "precision": precision, "policy": policy.digest()}
 
 
 def _make(folder: Path) -> None:

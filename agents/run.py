@@ -16,12 +16,12 @@ from agents.log import EvaluationLog, Row
 from agents.outcome import ACTOR, ORIGINAL, Outcome, final_figures
 from agents.run_config import (
     CONFIG_FILE,
-    REFITS,
     RunConfig,
     check_refits,
     continued,
     read_config,
     read_facts,
+    refits_of,
     write_config,
 )
 from agents.run_folder import check_new_folder, run_lock
@@ -366,7 +366,7 @@ def run_facts(problem: Problem) -> dict[str, Any]:
         "target_version": problem.target.runtime_version,
         "network": problem.network.fingerprint,
         "weights": problem.weights,
-        "refits": REFITS,
+        "refits": refits_of(problem.config),
         "original": {"score": problem.baseline.score, "costs": problem.baseline.costs},
         "score_name": problem.task.score_name,
         "reference": problem.reference_name,

@@ -10,6 +10,7 @@ from agents.config import AgentConfig, CoolingConfig, SearchConfig
 from amc.errors import UserError
 from amc.files import write_atomically
 from amc.plugins import one_line
+from amc.recovery.brief_tuning import LEARNING_RATE
 from envs.problem_config import ProblemConfig
 
 CONFIG_FILE = "config.yaml"
@@ -128,18 +129,28 @@ def problem_from(values: dict[str, Any], origin: str) -> ProblemConfig:
         raise UserError(f"{origin} was written by another release: {one_line(error)}.") from error
 
 
+def refits_of(problem: ProblemConfig) -> str:
+    """How the policies of a problem come to their scores: `REFITS`, and the rate of their brief training."""
+    return f"{REFITS}, trained at {LEARNING_RATE}" if problem.tune_steps else REFITS
+
+
 def check_refits(folder: Path) -> None:
     """Refuse a run whose scores cannot be compared with those of today: to search on, or for tables.
 
     Raises:
         UserError: its layers were refitted and re-normalized in another way.
     """
-    if read_facts(folder).get("refits") != REFITS:
+    if read_facts(folder).get("refits") != refits_of(read_config(folder).problem):
         raise UserError(
             f"{folder} was started before layers were refitted and re-normalized as they are today, and new "
             "scores cannot be compared with its old ones: start another run. Its policy can still be "
             "exported and fine-tuned."
         )
+
+
+def has_facts(folder: Path) -> bool:
+    """Whether the facts of a run are written down; its settings are so before them."""
+    return bool(_read(folder).get("facts"))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,11 @@ def computes_in_bfloat16(precision: Precision, device: torch.device | str) -> bo
     return precision == "bfloat16"
 
 
+def arithmetic(precision: Precision, device: torch.device | str) -> Precision:
+    """What `precision` means on a device: "float32" or "bfloat16"."""
+    return "bfloat16" if computes_in_bfloat16(precision, device) else "float32"
+
+
 @contextmanager
 def bfloat16(enabled: bool, device: torch.device | str = "cpu") -> Iterator[None]:
     """Convolutions and linear layers inside compute in bfloat16, unless it is not wanted."""

@@ -1,5 +1,6 @@
 """The page of the cooling results: tables of whatever rows there are."""
 
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from scripts.cooling_rows import ONE_SHOT, plan
 from scripts.main_job import CIFAR_TEST_IMAGES, standard_error
 from scripts.results_page import AGAIN, markdown_table, read_figures, where_and_when, write_page
 from scripts.results_runner import Row, Rows
+from scripts.results_runs import recipe
 from scripts.search_comparison import Difference
 from scripts.search_page import spread
 
@@ -47,9 +49,10 @@ def overview(rows: Rows) -> list[str]:
         "A search in rounds prunes under a budget that tightens, and fine-tunes between rounds what it has "
         "left (Chen, Tung, Vedula and Mori, ECCV 2018); the claim is that this beats one search under the "
         f"final budget where compression is strong. Every row has {example['evaluations']} evaluations and "
-        f"{example['epochs']} epochs of fine-tuning in all, with one recipe: in rounds both are divided "
-        "equally, and the last share of the epochs comes after the last round. Budgets are fractions of the "
-        "MACs. The reward split decides; the test split is only looked at afterwards.",
+        f"{example['epochs']} epochs of fine-tuning in all, with one recipe (peak learning rate "
+        f"{recipe(Path(), Path(), 1, False).lr}): in rounds both are divided equally, and the last share of "
+        "the epochs comes after the last round. Each share warms up and decays on its own. Budgets are "
+        "fractions of the MACs. The reward split decides; the test split is only looked at afterwards.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.1f} hours of one core. "
         "`python -m scripts.cooling_results` makes the missing ones "
         f"{AGAIN}; `python -m scripts.cooling_page` writes "
@@ -100,7 +103,8 @@ def claim(rows: Sequence[Row]) -> list[str]:
     text = "\n".join(said) if said else "*Not measured yet.*"
     about = (
         "Accuracy on the test split after all fine-tuning, in rounds less one-shot, paired by seed, with the "
-        "standard error. A difference below the standard error of one accuracy is a tie."
+        "standard error. A difference below that, or below the standard error of the difference of two "
+        "accuracies, is a tie."
     )
     return ["## Does gradual beat one-shot?", about, text]
 
@@ -108,7 +112,8 @@ def claim(rows: Sequence[Row]) -> list[str]:
 def verdict(rows: Sequence[Row], setting: tuple[str, str, str], found: Difference) -> str:
     """A tie, or who is better."""
     scores = [row["test_tuned"] for row in of(rows, setting, ONE_SHOT).values()]
-    if abs(found.mean) < standard_error(max(scores), CIFAR_TEST_IMAGES):
+    of_both = math.sqrt(2) * standard_error(max(scores), CIFAR_TEST_IMAGES)
+    if abs(found.mean) < max(found.error or 0.0, of_both):
         return "a tie"
     return "**rounds are better**" if found.mean > 0 else "**one-shot is better**"
 

@@ -1,7 +1,6 @@
 """Regenerate the figures of the cooling results, row by row; may be cut at any moment and repeated."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from scripts.cooling_rows import (
     search_config,
 )
 from scripts.results_runner import Rows, Runner
-from scripts.results_runs import Figures, read_seconds, searched, tuned_figures
+from scripts.results_runs import Figures, counted, read_seconds, searched, tuned_figures
 from scripts.search_results import prepare
 from scripts.search_rows import NETWORKS
 from scripts.search_rows import Spec as SearchSpec
@@ -69,12 +68,11 @@ def cooling_row(options: CoolingResults, spec: Spec) -> Figures:
     """Search, fine-tune what was found, and say what both have brought."""
     with searched(run_folder(options, spec), search_config(options, spec)) as run:
         found = searched_figures(run)
-    started = time.perf_counter()
-    with run_lock(run.folder):
+    with run_lock(run.folder), counted(run.folder) as spent:
         # As between rounds, every epoch makes views of its own: a few that are repeated would give the long
         # training of one shot fewer images than the short ones of the rounds have together.
         tuned = tuned_figures(run.folder, last_epochs(options, spec), views=0)
-    seconds = time.perf_counter() - started
+    seconds = spent()
     scores = tuned["scores"]
     return {
         **found,

@@ -94,7 +94,13 @@ def search_config(options: CoolingResults, spec: Spec) -> RunConfig:
     if spec.schedule == ONE_SHOT:
         return settings
     schedule = cast(Schedule, spec.schedule)
-    rounds = CoolingConfig(schedule, options.rounds, options.round_epochs, last.lr, last.batch_size)
+    rounds = CoolingConfig(
+        cooling=schedule,
+        rounds=options.rounds,
+        round_epochs=options.round_epochs,
+        round_lr=last.lr,
+        round_batch_size=last.batch_size,
+    )
     return replace(settings, cooling=rounds)
 
 

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 if not __package__:  # started as a file: Python then looks in scripts/ and not in the folder above it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,7 +21,7 @@ from amc.export.model import CheckedFile, export_model, formats_for
 from amc.files import write_json
 from amc.package import MODEL_FILE, Package, kept_by, save_package
 from amc.policy import CompressionPolicy
-from amc.precision import Precision
+from amc.precision import Precision, arithmetic
 from amc.quantization.training_memory import SavedActivations, TrainingMemory, training_memory
 from amc.recovery.fine_tune import DEFAULT_RECIPE, REFIT_EVERY, Distillation, fine_tune, settle_statistics
 from amc.tasks import Task, save_own_files, score_and_further
@@ -129,6 +130,9 @@ class FineTune:
         )
 
 
+Options = TypeVar("Options", bound=FineTune)
+
+
 def main(options: FineTune) -> None:
     """Fine-tune the best network of a run, taught by the original; or train a network on few labels."""
     if options.few.labels is not None:
@@ -168,13 +172,23 @@ def tune_run(options: FineTune, folder: Path) -> None:
     run = load_run(folder)
     try:
         check_imitation(run.task, options.mimic)
-        options = replace(options, alpha=teachers_share(run.task, options))
+        options = decided(options, run)
         tune(run, run.best_policy, options, recipe, options.distillation)
     except KeyboardInterrupt:
         kept = options.checkpoint.exists()
         raise KeyboardInterrupt("; repeat the command with --resume to go on" if kept else "") from None
     finally:
         run.problem.close()
+
+
+def decided(options: Options, run: Run) -> Options:
+    """The options with what they leave to the task and to the machine: the teacher's share, the arithmetic.
+
+    A checkpoint says what "auto" was, which another machine may take for something else.
+    """
+    rounds = options.memory is None and run.task.distillable
+    precision = arithmetic(options.precision if rounds else "float32", run.evaluator.device)
+    return replace(options, alpha=teachers_share(run.task, options), precision=precision)
 
 
 def teachers_share(task: Task, options: FineTune) -> float:

@@ -24,7 +24,7 @@ from amc.pruning.fine_grained import FULL_DENSITY, prune_weights
 from amc.recovery.fine_tune import settle_statistics
 from amc.training_checkpoint import load_checkpoint
 from scripts.cli import run as run_script
-from scripts.fine_tune import FineTune, check_output, finish, score, teachers_share, train
+from scripts.fine_tune import FineTune, check_output, decided, finish, score, train
 from scripts.mimic_tuning import check_imitation, lesson
 
 BISECTIONS = 40
@@ -81,7 +81,7 @@ def main(options: PruneIteratively) -> None:
     run = load_run(options.run)
     try:
         check_imitation(run.task, options.mimic)
-        options = replace(options, alpha=teachers_share(run.task, options))
+        options = decided(options, run)
         policy = run.best_policy
         stages = stages_of(options, run, policy)
         check_stages(stages, options)

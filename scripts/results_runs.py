@@ -128,10 +128,10 @@ def check_same(folder: Path, config: RunConfig, free: Collection[str]) -> None:
     """Refuse a run directory whose search is not the row's; where it ran, and its evaluations, may differ.
 
     Raises:
-        UserError: a setting of the problem or of the agent differs.
+        UserError: a setting of the problem, of the agent or of the rounds differs.
     """
     stored, free = read_config(folder), {*FREE_TO_CHANGE, *free}
-    pairs = ((stored.problem, config.problem), (stored.agent, config.agent))
+    pairs = ((stored.problem, config.problem), (stored.agent, config.agent), (stored.cooling, config.cooling))
     changed = [
         f"{name} was {getattr(before, name)}, not {value}"
         for before, wanted in pairs

@@ -1,5 +1,6 @@
 """Cooled runs: the schedules, rounds that nest in the original network, and resuming anywhere."""
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from agents.config import CoolingConfig
 from agents.cooling_nesting import in_floats, in_original, load_nested, nested_kept, nested_policy, restart
@@ -17,7 +19,7 @@ from agents.export import export_run
 from agents.log import EvaluationLog, Row
 from agents.report import write_report
 from agents.run import load_run, start_run
-from agents.run_config import RunConfig, read_config
+from agents.run_config import CONFIG_FILE, RunConfig, read_config, read_facts
 from amc.compress import ChannelPruning, apply
 from amc.costs.symbolic import symbolic_costs
 from amc.errors import UserError
@@ -31,6 +33,7 @@ from amc.quantization.registry import QuantizerNames
 from amc.space import Space
 from scripts import train_agent
 from scripts.cli import exit_code
+from scripts.results_runs import check_same
 from tests.test_run import AGENT, FAKE, ROOT, TINY, InterruptAt, config, rows, tiny_model, tiny_task
 
 SLOW = pytest.mark.slow
@@ -286,6 +289,25 @@ def test_a_finished_run_stays_as_it_is(whole: CooledRun):
     seen: list[Row] = []
     assert reopened(whole.folder).search((lambda row, log: seen.append(row),)).ending == "budget"
     assert rows(whole.folder) == before and not seen
+
+
+def test_a_run_of_before_says_so_after_it_was_opened_and_is_not_searched_on(whole: CooledRun, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    stored = yaml.safe_load((folder / CONFIG_FILE).read_text())
+    del stored["facts"]["refits"]
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(stored))
+    run = reopened(folder)
+    assert "refits" not in read_facts(folder) and run.best_policy
+    with pytest.raises(UserError, match="refitted and re-normalized as they are today"):
+        run.search()
+
+
+def test_a_row_with_other_rounds_does_not_take_a_finished_search(whole: CooledRun):
+    check_same(whole.folder, whole.config, ())
+    other = replace(whole.config, cooling=replace(whole.config.cooling, round_epochs=3))
+    with pytest.raises(UserError, match="round_epochs was 2, not 3"):
+        check_same(whole.folder, other, ())
 
 
 def test_bits_are_decided_in_every_round_and_only_widths_nest(tmp_path: Path):

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from amc.models import build_model, save_weights
+from amc.recovery.fine_tune import DEFAULT_RECIPE, Distillation
 from scripts import cooling_page, cooling_results, cooling_rows
 from scripts.cli import exit_code
 from scripts.cooling_rows import CoolingResults, Spec, command, last_epochs, plan, search_config
+from scripts.results_runs import recipe
 from scripts.search_rows import NETWORKS, Reference
 
 TINY = Reference("digitsnet", width=0.25, data="digits", side=8)
@@ -88,6 +90,15 @@ def test_all_schedules_have_equal_evaluations_and_epochs() -> None:
         assert between + last_epochs(options, spec) == options.epochs == 10
 
 
+def test_networks_are_trained_alike_between_rounds_and_at_the_end() -> None:
+    options = CoolingResults()
+    rounds = search_config(options, Spec("resnet20", "0.15", "cbo", "exponential", "0")).cooling
+    last = recipe(Path(), Path(), options.round_epochs, False)
+    between = (rounds.round_epochs, rounds.round_lr, rounds.round_batch_size, DEFAULT_RECIPE.weight_decay)
+    assert between == (last.epochs, last.lr, last.batch_size, last.weight_decay)
+    assert last.distillation == Distillation()
+
+
 @pytest.mark.slow
 def test_rows_are_made_and_not_made_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(folder) == 0
@@ -106,6 +117,11 @@ def test_rows_are_made_and_not_made_again(folder: Path, capsys: pytest.CaptureFi
 def test_the_page_pairs_by_seed_and_calls_small_differences_ties(tmp_path: Path) -> None:
     close = [made_up("one-shot", "0", 0.880), made_up("exponential", "0", 0.881)]
     assert "exponential +0.10 (one seed) points, a tie" in page_of(tmp_path, close)
+    noisy = [made_up("one-shot", seed, 0.86) for seed in "012"]
+    noisy += [
+        made_up("exponential", seed, tuned) for seed, tuned in zip("012", (0.9, 0.83, 0.88), strict=True)
+    ]
+    assert "exponential +1.00 (± 2.08) points, a tie" in page_of(tmp_path, noisy)
     rows = [made_up("one-shot", seed, 0.86) for seed in "012"]
     rows += [made_up("exponential", seed, 0.88) for seed in "01"]
     text = page_of(tmp_path, rows)

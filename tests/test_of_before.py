@@ -1,11 +1,14 @@
 """Rows and runs of networks refitted in another way, and tasks that cannot give images for today's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from agents.run_config import REFITS
+from agents import run_config
+from agents.run import start_run
+from agents.run_config import REFITS, check_refits
 from amc.errors import UserError
 from amc.tasks import ClassificationTask
 from envs.problem import build_problem
@@ -39,6 +42,18 @@ def test_a_search_of_before_is_neither_continued_nor_put_into_tables(tmp_path: P
         opened(folder, config())
     assert (folder / "evaluations.jsonl").read_bytes() == log
     assert run.best_policy  # can still be exported
+
+
+def test_scores_after_brief_training_are_those_of_one_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, settings = tmp_path / "run", config(evaluations=2)
+    problem = replace(settings.problem, tune_steps=1)
+    start_run(folder, replace(settings, problem=problem), tiny_model(), tiny_task()).search()
+    check_refits(folder)
+    monkeypatch.setattr(run_config, "LEARNING_RATE", 0.05)
+    with pytest.raises(UserError, match="start another run"):
+        check_refits(folder)
 
 
 def test_a_task_that_cannot_augment_is_refused_before_anything_is_traced():

@@ -16,10 +16,13 @@ from amc.quantization.lq import (
     error_of,
     first_basis,
     fit_basis,
+    in_memory_order,
+    looked_up,
     ranks,
     sorted_levels,
 )
 from amc.quantization.modules import QuantizedConv2d, with_quantized_weight
+from amc.quantization.protocol import even_sample
 from amc.quantization.sorted_rows import SortedRows, midpoints
 from amc.recovery.fine_tune import refit_weight_scales
 
@@ -218,3 +221,46 @@ def test_training_follows_the_weights_and_the_regular_refit_leaves_it_to_them():
     learned = layer.quantizer.basis.clone()
     refit_weight_scales(layer)
     assert torch.equal(layer.quantizer.basis, learned) and int(layer.quantizer.updates) == 20
+
+
+@pytest.mark.parametrize("shape", [(64, 13, 32, 32), (64, 3, 32, 32), (128, 6, 16, 16), (64, 8, 56, 56)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_even_sample_meets_every_column_and_channel(shape, layout):
+    for axis in range(1, 4):
+        view = [-1 if dim == axis else 1 for dim in range(4)]
+        places = torch.arange(shape[axis], dtype=torch.float32).reshape(view)
+        stored, _ = in_memory_order(places.expand(shape).contiguous(memory_format=layout))
+        counts = torch.bincount(even_sample(stored, 16384).long(), minlength=shape[axis]).double()
+        assert len(counts) == shape[axis] and counts.max() < 1.3 * counts.min()
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_learn_and_are_quantized_alike_in_both_layouts(bits, dtype):
+    """An odd number of channels of very different sizes, and more values than a basis learns from."""
+    sizes = torch.linspace(0.05, 3, 13)[None, :, None, None]
+    x = (gaussian(64, 13 * 16 * 16).reshape(64, 13, 16, 16).relu() * sizes).to(dtype)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        quantizer = LqActivationQuantizer(bits)
+        quantizer.fit(x.float())
+        before = mean_error(SortedRows(x.float().reshape(1, -1)), quantizer.basis, False)
+        quantizer.train()
+        given = x.contiguous(memory_format=layout)
+        values = quantizer.quantized(given)
+        assert values.stride() == given.stride() and values.dtype == dtype
+        after = mean_error(SortedRows(x.float().reshape(1, -1)), quantizer.basis, False)
+        assert after < 1.05 * before
+        found.append((values, quantizer.basis))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_looked_up_levels_are_the_nearest_ones(bits):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)[None]
+    basis = torch.linspace(0.2, 1.7, bits)[None]
+    for signed in (False, True):
+        levels, _ = sorted_levels(basis, signed)
+        wanted = levels[0][ranks(every.float(), levels).long()].bfloat16()
+        assert torch.equal(looked_up(every, levels), wanted)

@@ -5,6 +5,7 @@ of weights sits in front of a layer's weight and is fitted when it is made; one 
 quantization point of the graph and is fitted on the first batch that passes.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -232,6 +233,8 @@ class _StraightThrough(torch.autograd.Function):
 
 def even_sample(x: Tensor, most: int = 16384) -> Tensor:
     """Some `most` values of a tensor, evenly spread, as [n]."""
-    flat = x.detach().reshape(-1)
-    # An odd stride: an even one would only ever meet some columns of an image.
-    return flat[:: max(1, flat.numel() // most) | 1]
+    stride = max(1, x.numel() // most)
+    # Sharing a factor with an axis it would only ever meet some columns of an image, or some channels.
+    while any(math.gcd(stride, side) > 1 for side in x.shape):
+        stride += 1
+    return x.detach().reshape(-1)[::stride]
