@@ -107,7 +107,9 @@ def test_a_command_has_only_options_that_its_script_knows(page: str, command: st
 
 def test_the_call_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    save_weights(build_model("digitsnet", 10, 1), Path("digitsnet.safetensors"))
+    weights = Path("runs/demo-1/digitsnet.safetensors")
+    weights.parent.mkdir(parents=True)
+    save_weights(build_model("digitsnet", 10, 1), weights)
     block = next(each for each in BLOCK.findall((ROOT / "README.md").read_text()) if "compress(" in each)
     found: dict[str, typing.Any] = {}
     # Small images and one evaluation, for what is shown is not the figures.
