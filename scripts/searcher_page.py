@@ -80,6 +80,7 @@ def overview(rows: Rows) -> list[str]:
     """What all sections share."""
     planned, hours = plan(rows), sum(row["seconds"] for row in rows.values()) / 3600
     done = sum(spec.name in rows for spec in planned)
+    others = f", and {len(rows) - done} that are not planned" if len(rows) > done else ""
     return [
         "All searchers begin with the same policy and spend the same number of evaluations. `uniform` (one "
         "keep ratio) and `balanced` (about the same predicted error in all layers) are rules of one "
@@ -90,7 +91,7 @@ def overview(rows: Rows) -> list[str]:
         f"decides; the test split is only looked at afterwards. On the other networks the {BEST} searchers "
         f"that are best on {FIRST} search with one seed. Searches under MACs are those of the "
         "[search table](search.md) where it has them.",
-        f"{done} of {len(planned)} rows are measured; those that are shown took {hours:.1f} hours. "
+        f"{done} of {len(planned)} rows are measured{others}; those that are shown took {hours:.1f} hours. "
         "`python -m scripts.searcher_results` makes the missing ones "
         f"{AGAIN}, with `--data-root`, `--weights-dir` "
         "and `--weights-56`; searches under latency have a folder of their own, `--latency-runs`. "

@@ -62,8 +62,9 @@ def overview(rows: Rows) -> list[str]:
     return [
         "All scores are before any fine-tuning. The reward split decides which policy is the best of a "
         "search and therefore flatters it; the test split is only looked at afterwards. Budgets are "
-        "fractions of the MACs. Settings are the defaults: searches start from the balanced or the uniform "
-        "policy, whichever scores better; an agent of several networks decides relative to the balanced one.",
+        "fractions of the MACs. Rows are made with the defaults of their day. Today searches start from the "
+        "balanced or the uniform policy, whichever scores better; an agent of several networks decides "
+        "relative to the balanced one.",
         f"{len(rows)} of {len(plan())} rows are measured; those took {hours:.2f} hours. `python -m "
         "scripts.transfer_results` makes the missing ones "
         f"{AGAIN}; `python -m scripts.transfer_page` writes this "
