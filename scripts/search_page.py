@@ -186,7 +186,7 @@ def fine_tuned(searched: Sequence[Row], rows: Sequence[Row]) -> str:
         if row["part"] in ("tuned", "headline") and all(row.get(key) == example.get(key) for key in keys)
     ]
     shown = sorted(tuned, key=lambda row: int(row["epochs"]))
-    return ", ".join(f"{row['test_tuned']:.2%} ({row['epochs']})" for row in shown)
+    return ", ".join(labelled(f"{row['test_tuned']:.2%} ({row['epochs']})", [row]) for row in shown)
 
 
 def curves(rows: Sequence[Row], options: SearchPage) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from scripts.results_page import labelled
 from scripts.results_runner import Row
 from scripts.search_comparison import Difference, Setting
 from scripts.search_rows import FIXED, HEADLINE, Spec
@@ -77,7 +78,7 @@ def anchors(rows: Sequence[Row]) -> list[str]:
     """ResNet-56 at half of the MACs: points lost on the test split, against the goal and the paper."""
     network, budget, searcher = HEADLINE
     lines = []
-    for name, limit, lost in (
+    for name, limit, (made, lost) in (
         ("un-tuned", UNTUNED_GOAL, untuned_losses(rows)),
         ("fine-tuned", TUNED_GOAL, tuned_losses(rows)),
     ):
@@ -88,24 +89,24 @@ def anchors(rows: Sequence[Row]) -> list[str]:
         verdict = "goal met" if mean >= -limit else "**goal missed**"
         over = f"mean of {len(lost)} seeds" if len(lost) > 1 else "one seed"
         lines.append(
-            f"* {network} at {float(budget):.0%}, {searcher}, {name}: {100 * mean:+.2f} points ({over}); "
-            f"goal {-100 * limit:+.1f}, the paper {100 * PAPER[name]:+.1f}: {verdict}."
+            f"* {network} at {float(budget):.0%}, {searcher}, {labelled(name, made)}: {100 * mean:+.2f} "
+            f"points ({over}); goal {-100 * limit:+.1f}, the paper {100 * PAPER[name]:+.1f}: {verdict}."
         )
     return ["\n".join(lines)]
 
 
-def untuned_losses(rows: Sequence[Row]) -> list[float]:
-    """Test accuracy that each seed of the headline's search lost, negative."""
-    return [
-        row["best"][-1]["test_untuned"] - row["original_test"] for row in rows if is_headline(row, "table")
-    ]
+def untuned_losses(rows: Sequence[Row]) -> tuple[list[Row], list[float]]:
+    """The headline's searches, and the test accuracy that each one's network lost, negative."""
+    made = [row for row in rows if is_headline(row, "table")]
+    return made, [row["best"][-1]["test_untuned"] - row["original_test"] for row in made]
 
 
-def tuned_losses(rows: Sequence[Row]) -> list[float]:
-    """Test accuracy that the longest fine-tuning of the headline's network left lost, negative."""
+def tuned_losses(rows: Sequence[Row]) -> tuple[list[Row], list[float]]:
+    """The longest fine-tuning of the headline's network, and the test accuracy still lost, negative."""
     tuned = [row for row in rows if is_headline(row, "headline") or is_headline(row, "tuned")]
     longest = max((row["epochs"] for row in tuned), default=0)
-    return [row["test_tuned"] - row["original_test"] for row in tuned if row["epochs"] == longest]
+    made = [row for row in tuned if row["epochs"] == longest]
+    return made, [row["test_tuned"] - row["original_test"] for row in made]
 
 
 def is_headline(row: Row, part: str) -> bool:
