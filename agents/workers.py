@@ -9,6 +9,7 @@ Workers are processes of this machine, or Ray actors (`agents.ray_workers`); the
 """
 
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -50,6 +51,8 @@ class Worker(Protocol):
         """End it, busy or not; says in a few words how it ended."""
 
 
+PATIENCE = 2.0
+"""Seconds in which a worker that is to end may tidy up."""
 W = TypeVar("W", bound=Worker)
 
 
@@ -241,7 +244,9 @@ class LocalWorker:
     def stop(self) -> str:
         """End the process; its exit code."""
         self.pipe.close()
-        self.process.kill()  # it ignores what is milder, and has nothing to tidy up
+        self.process.terminate()
+        self.process.join(PATIENCE)
+        self.process.kill()  # in the middle of a computation it hears nothing
         self.process.join()
         return f"exit code {self.process.exitcode}"
 
@@ -249,6 +254,8 @@ class LocalWorker:
 def _serve(pipe: Connection, message: Message) -> None:
     """What a worker does: policy in, score and seconds out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
+    # Libraries hold semaphores, of which Python says that they have leaked where nothing gives them back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     torch.set_num_threads(1)
     evaluator = unpacked(message)
     try:

@@ -88,12 +88,17 @@ def test_workers_give_what_one_process_gives_in_the_order_of_the_policies(model,
     tried.append(tried[0])  # met twice in one round
     (tmp_path / "wait-0").touch()  # whoever scores first is late
 
-    expected, found = alone.evaluator(tried), pool_of(shared, 2)(tried)
+    pool = pool_of(shared, 2)
+    expected, found = alone.evaluator(tried), pool(tried)
 
     assert [e.policy for e in found] == [e.policy for e in expected]
     assert [e.score for e in found] == [e.score for e in expected]
     assert [e.costs for e in found] == [e.costs for e in expected]
     assert [e.cached for e in found] == [False, False, False, True]
+    workers = list(pool._workers)
+    pool.close()
+    # Killed ones would leave semaphores behind, and Python would complain of them at the end.
+    assert [worker.process.exitcode for worker in workers] == [0, 0]
 
 
 def test_a_worker_that_dies_is_replaced_and_its_policy_evaluated_again(model, tmp_path, pool_of):
