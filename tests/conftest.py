@@ -35,7 +35,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def one_thread() -> Iterator[None]:
     """Networks this small run slower on several threads, on a busy machine thirty times slower."""
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     with threadpool_limits(1):
         yield
 

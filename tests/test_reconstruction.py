@@ -144,9 +144,9 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
     traced: Callable[[str], Network], name: str
 ):
     """Residual sums, strides, 1x1 and 3x3 kernels, concatenations; batch norms use the batch's statistics."""
-    torch.manual_seed(0)
-    network, batches = traced(name), list(torch.randn(3, 16, 3, 32, 32))
-    network = replace(network, module=network.copy())
+    network = replace(traced(name), module=traced(name).copy())
+    torch.manual_seed(0)  # now, as a network that was traced before draws no numbers
+    batches = list(torch.randn(3, 16, 3, 32, 32))
     calibrate(network.module, batches)  # with made-up statistics a deep network's values vanish
     refitted = AsymmetricReconstruction.of(network, batches, positions=8)
     model, positions = pruned_to(network, 0.5)
@@ -177,7 +177,9 @@ def test_every_layer_solves_its_own_problem_on_the_pruned_networks_inputs(
         if layer.has_bias or layer.norm:
             z, targets = z - z.mean(dim=0), targets - targets.mean(dim=0)
         normal = z.T @ (targets - z @ found.T)
-        assert normal.abs().max() < 2e-3 * (z.T @ targets).abs().max().clamp_min((z.T @ z).abs().max())
+        size = (z.T @ targets).abs().max().clamp_min((z.T @ z).abs().max())
+        # With fewer rows than unknowns, rounding in all layers before is fitted too.
+        assert normal.abs().max() < (1e-4 if len(z) > z.shape[1] else 2e-2) * size
 
 
 def grouped_net(bias: bool) -> nn.Module:

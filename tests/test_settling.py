@@ -16,7 +16,8 @@ def test_settling_keeps_the_better_statistics():
     few = [images[:2]]
     task.calibration = lambda images, augment: few if augment else []  # type: ignore[method-assign]
     assert settle_statistics(model, task, batches) == score == task.score(model, "reward")
-    assert torch.allclose(model(images), before, atol=1e-3), "only in other terms"
+    # Only in other terms. An activation at the edge of two levels may be rounded to the other one.
+    assert (model(images) - before).norm() < 1e-3 * before.norm()
     calibrate(model, [images[:2]])
     poor = task.score(model, "reward")
     task.calibration = lambda images, augment: batches  # type: ignore[method-assign]
