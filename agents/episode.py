@@ -23,6 +23,10 @@ class WalkLike(Protocol):
     def alive(self) -> slice:
         """Entries of an observation that are 1 where an entry of the action means something, else 0."""
 
+    @property
+    def categorical(self) -> np.ndarray:
+        """Which entries of an action stand for values without an order, bool [K]."""
+
     def reset(self) -> np.ndarray:
         """Start at the first decision; float32 [observation_size]."""
 

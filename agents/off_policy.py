@@ -115,7 +115,13 @@ class OffPolicySearcher:
         rng = self.model.exploration_rng
         for wider in WIDER:
             candidates = draw_candidates(
-                rng, own.actions, known.told, known.worth, self._candidates, sigma * wider
+                rng,
+                own.actions,
+                known.told,
+                known.worth,
+                self._candidates,
+                sigma * wider,
+                self._walk.categorical,
             )
             for actions in most_promising(candidates, known.process):
                 episode = play_sequence(self._walk, actions)

@@ -17,12 +17,19 @@ TRIES = 8
 
 
 def draw_candidates(
-    rng: np.random.Generator, own: np.ndarray, told: np.ndarray, values: np.ndarray, count: int, sigma: float
+    rng: np.random.Generator,
+    own: np.ndarray,
+    told: np.ndarray,
+    values: np.ndarray,
+    count: int,
+    sigma: float,
+    categorical: np.ndarray,
 ) -> np.ndarray:
     """Action sequences around the actor's own walk and around the best episodes.
 
     They are drawn without walking: noise does not hear what earlier decisions were rounded to, and so a
-    candidate costs next to nothing.
+    candidate costs next to nothing. Falling noise leaves no choice between unordered values once the
+    actor stands at a bound, so about one entry of each categorical knob is drawn anew, whatever sigma is.
 
     Args:
         rng: source of the noise.
@@ -31,6 +38,7 @@ def draw_candidates(
         values: what they were worth, [n].
         count: how many to draw.
         sigma: standard deviation of the noise.
+        categorical: which entries of an action stand for values without an order, bool [K].
 
     Returns:
         float32 [count, T, K] in [-1, 1].
@@ -39,7 +47,11 @@ def draw_candidates(
     best = told[np.argsort(-values, kind="stable")[:ELITES]]
     chosen = best[rng.integers(len(best), size=around_best)]
     centres = np.concatenate([np.repeat(own[None], count - around_best, axis=0), chosen])
-    return truncated_normal(rng, centres, sigma)
+    candidates = truncated_normal(rng, centres, sigma)
+    if categorical.any():
+        anew = categorical & (rng.random(candidates.shape) < 1 / candidates.shape[1])
+        candidates[anew] = rng.uniform(-1.0, 1.0, int(anew.sum()))
+    return candidates
 
 
 def most_promising(candidates: np.ndarray, process: GaussianProcess) -> Iterator[np.ndarray]:

@@ -75,6 +75,11 @@ class CaseWalk:
         return self._walk.observation_size
 
     @property
+    def categorical(self) -> np.ndarray:
+        """Which entries of an action stand for values without an order, bool [K]."""
+        return self._walk.categorical
+
+    @property
     def alive(self) -> slice:
         """Entries of an observation that say which entries of the action mean something now."""
         return self._walk.alive

@@ -14,7 +14,7 @@ from amc.costs.symbolic import Cost
 from amc.policy import CompressionPolicy
 from amc.reference import complete_uniformly
 from amc.space import Partial, Space
-from envs.bounding import Range, feasible_range
+from envs.bounding import UNORDERED, Range, feasible_range
 from envs.observation import Kind, Layout, decided_fractions, layer_features
 from envs.summary import Summary
 
@@ -78,6 +78,11 @@ class Walk:
     def alive(self) -> slice:
         """Entries of an observation that say which entries of the action mean something now."""
         return self.layout.slice("alive")
+
+    @property
+    def categorical(self) -> np.ndarray:
+        """Which entries of an action stand for values without an order, bool [action_size]."""
+        return np.array([name in UNORDERED for name in self.knob_names], dtype=bool)
 
     def reset(self) -> np.ndarray:
         """Start an episode; the first observation [observation_size]."""

@@ -74,11 +74,22 @@ def test_candidates_lie_around_the_actor_and_around_the_best_episodes():
     told = np.linspace(-0.9, 0.9, 20, dtype=np.float32).reshape(20, 1, 1)
     values = told[:, 0, 0].copy()
     own = np.zeros((1, 1), np.float32)
-    candidates = draw_candidates(np.random.default_rng(0), own, told, values, 100, 0.01)
+    ordered = np.zeros(1, dtype=bool)
+    candidates = draw_candidates(np.random.default_rng(0), own, told, values, 100, 0.01, ordered)
     around_own = int(100 * (1 - ELITE_SHARE))
     assert candidates.shape == (100, 1, 1) and candidates.dtype == np.float32
     assert np.abs(candidates[:around_own]).max() < 0.05
     assert candidates[around_own:].min() > np.sort(values)[-5] - 0.05
+
+
+def test_a_choice_without_an_order_stays_open_where_the_actor_stands_at_a_bound():
+    own = np.full((8, 2), -1.0, np.float32)
+    which = np.array([False, True])
+    candidates = draw_candidates(np.random.default_rng(0), own, own[None], np.ones(1), 500, 0.01, which)
+    assert candidates[..., 0].max() < -0.9
+    anew = (candidates[..., 1] > -0.9).sum(axis=1)
+    assert 0.8 < anew.mean() < 1.1, "of the 8 decisions about one, a twentieth of them near the bound again"
+    assert candidates[..., 1].max() > 0.9
 
 
 def test_the_most_promising_come_first(drawn: np.ndarray):

@@ -25,6 +25,7 @@ class ToyWalk:
     """T layers; action -1..1 becomes a width of 1..101, so that 51 is uniform and rounding is visible."""
 
     action_size = 1
+    categorical = np.zeros(1, dtype=bool)
 
     def __init__(self, length: int = 6):
         self.length = length
