@@ -37,9 +37,8 @@ def _overview(rows: Sequence[Row]) -> list[str]:
         "`--paper-protocol`) with the paper's product of step size and inner epochs over batch size, "
         f"{LABEL_STEP}; then every arm takes the same {passes * (LABELS + UNLABELED) // 100:,} steps of "
         "final training. "
-        f"{saas.labeled_batch} labelled images stand in every step beside {saas.batch_size} unlabeled ones, "
-        f"where the paper has {PAPER.labeled_batch}. No held-out label steers anything; the test split is "
-        "scored once, at the end.",
+        f"{saas.labeled_batch} labelled images stand in every step beside {saas.batch_size} unlabeled ones. "
+        "No held-out label steers anything; the test split is scored once, at the end.",
         "Right labels are those of the unlabeled images, before the final training; for the labelled images "
         "alone, the answers of the final network. The labels that the authors released for their networks, "
         f"from 4,000 labels and 46,000 unlabeled images, are {PAPER_ACCURACY[0]} % and {PAPER_ACCURACY[1]} % "

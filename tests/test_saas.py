@@ -133,7 +133,7 @@ def test_right_labels_are_learned_faster_than_wrong_ones():
         labels[wrong] = (labels[wrong] + 1 + torch.arange(int(wrong.sum())) % 9) % 10
         posterior = project(one_hot(labels, 10), FLOOR)
         model = network()
-        losses.append(InnerLoop(model, few, dataclasses.replace(SMALL, inner=4), 1).run(posterior, 0, None))
+        losses.append(InnerLoop(model, few, dataclasses.replace(SMALL, inner=20), 1).run(posterior, 0, None))
     assert losses[0] < losses[1] < losses[2]
 
 

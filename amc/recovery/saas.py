@@ -33,7 +33,7 @@ from amc.recovery.label_estimate import LabelEstimate
 from amc.recovery.saas_posterior import project, random_posterior
 from amc.training import device_of
 
-LEARNING_RATE, MOMENTUM, LANGEVIN = 0.01, 0.9, 1e-5
+MOMENTUM, LANGEVIN = 0.9, 1e-5
 ENTROPY_WEIGHT = 1.0
 FLOOR_SHARE = 0.5
 """The floor of the posterior as a share of 1 / classes: 0.05 for ten classes."""
@@ -50,12 +50,15 @@ class Saas:
         outer: updates.
         batch_size: unlabeled images a step.
         labeled_batch: labelled images a step, drawn anew for every step.
+        learning_rate: of SGD. A short inner loop needs a higher one: after 900 steps at the authors' rate a
+            network has learned little that could tell right labels from wrong ones.
     """
 
     inner: int = 10
     outer: int = 15
     batch_size: int = 100
-    labeled_batch: int = 20
+    labeled_batch: int = 100
+    learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
@@ -68,7 +71,7 @@ class Saas:
         return self.inner * unlabeled + steps * self.labeled_batch
 
 
-PAPER = Saas(inner=40, outer=135, labeled_batch=100)
+PAPER = Saas(inner=40, outer=135, learning_rate=0.01)
 """The authors' settings for CIFAR-10."""
 
 
@@ -187,7 +190,7 @@ class InnerLoop:
         self.generator = torch.Generator().manual_seed(seed)
         self.device = device_of(model)
         self.rounds = computes_in_bfloat16(precision, self.device)
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=MOMENTUM)
         self.evidence = torch.zeros(len(few.unlabeled), few.classes, dtype=torch.float64)
 
     def run(self, posterior: Tensor, outer: int, on_step: Callable[[int, int], None] | None) -> float:
@@ -237,6 +240,7 @@ class InnerLoop:
 
     @torch.no_grad()
     def _add_noise(self) -> None:
+        size = math.sqrt(self.settings.learning_rate * LANGEVIN)
         for parameter in self.model.parameters():
             noise = torch.randn(parameter.shape, generator=self.generator)
-            parameter.add_(noise.to(self.device), alpha=math.sqrt(LEARNING_RATE * LANGEVIN))
+            parameter.add_(noise.to(self.device), alpha=size)
