@@ -112,6 +112,12 @@ def test_the_reference_policy_is_that_without_operators(network: Network):
     assert walk_under(space_of(network), macs=0.5).reference_policy() == plain
 
 
+def test_the_operator_and_its_amount_have_no_order(network: Network):
+    walk = walk_under(space_of(network, weight_bits=SIZE_BITS), size=0.1)
+    unordered = [name for name, which in zip(walk.knob_names, walk.categorical, strict=True) if which]
+    assert unordered == ["operator", "amount"] and len(walk.knob_names) > 2
+
+
 def test_a_policy_survives_its_table_and_its_file(network: Network, tmp_path: Path):
     space = space_of(network, weight_bits=SIZE_BITS)
     for policy in random_policies(walk_under(space, size=0.1), 10):
