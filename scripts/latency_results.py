@@ -105,8 +105,8 @@ def prepare(options: LatencyResults, missing: list[Spec]) -> list[Spec]:
     Raises:
         UserError: weights or data are missing, or the thread count makes no sense.
     """
-    if options.threads < 1:
-        raise UserError(f"--threads must be at least 1, not {options.threads}.")
+    if min(options.threads, options.epochs) < 1:
+        raise UserError("--threads and --epochs must be at least 1.")
     for network in sorted({spec.network for spec in missing if spec.trained}):
         if not options.weights(network).is_file():
             raise UserError(

@@ -61,6 +61,8 @@ class LatencyResults(RowOptions):
     """CPU threads for scoring and training."""
     evaluations: int = 100
     """Evaluations of each search."""
+    epochs: int = HEADLINE_EPOCHS
+    """Epochs of fine-tuning of the headline's rows."""
     machine: str = ""
     """Label of this machine in the row ids; by default the instruction set that decides about int8."""
 
@@ -148,6 +150,8 @@ def default_label() -> str:
 def command(options: LatencyResults, spec: Spec) -> str:
     """What makes a row again, with the weights and the data where the options expect them."""
     changed = "" if options.evaluations == 100 else f" --evaluations {options.evaluations}"
+    if spec.part == "headline" and options.epochs != HEADLINE_EPOCHS:
+        changed += f" --epochs {options.epochs}"
     return f"python -m scripts.latency_results --only '{spec.name}'{changed}"
 
 

@@ -8,7 +8,6 @@ from agents.run import load_run
 from amc.export.model import write_file
 from scripts.benchmark import Benchmark, benchmark
 from scripts.latency_rows import (
-    HEADLINE_EPOCHS,
     HEADLINE_PROCESSES,
     TUNED_EPOCHS,
     LatencyResults,
@@ -24,7 +23,7 @@ SPREAD_PROCESSES = 2
 def headline_row(options: LatencyResults, spec: Spec) -> Figures:
     """The network of the headline: fine-tuned, exported, scored, and timed in fresh processes."""
     try:
-        return exported_figures(options, spec, HEADLINE_EPOCHS, HEADLINE_PROCESSES)
+        return exported_figures(options, spec, options.epochs, HEADLINE_PROCESSES)
     except Unreachable as sentence:
         return {"unreachable": str(sentence)}
 

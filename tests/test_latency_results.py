@@ -120,6 +120,8 @@ def test_every_row_has_an_id_of_its_own_and_its_command_makes_it_alone() -> None
     for spec in specs:
         only = command(LatencyResults(), spec).split("'")[1]
         assert latency_results.chosen(LatencyResults(only=only)) == [spec]
+        changed = command(LatencyResults(evaluations=60, epochs=10), spec)
+        assert "--evaluations 60" in changed and ("--epochs 10" in changed) == (spec.part == "headline")
 
 
 def test_list_says_what_is_done_and_how_long_it_took(folder: Path, capsys) -> None:
@@ -169,7 +171,8 @@ def test_a_row_that_cannot_be_made_here_is_named_and_the_others_are_made(
         (("--only", "nothing/*"), "No row matches"),
         (("--only", "joint/*", "--weights-56", "no.th"), "no.th: pass --weights-56"),
         (("--only", "joint/*", "--data-root", "nowhere"), "no folder nowhere"),
-        (("--threads", "0"), "--threads must be at least 1"),
+        (("--threads", "0"), "--threads and --epochs must be at least 1"),
+        (("--epochs", "0"), "--threads and --epochs must be at least 1"),
     ],
 )
 def test_bad_input_is_refused_before_any_row(folder: Path, capsys, arguments, sentence: str) -> None:
