@@ -37,7 +37,9 @@ def _overview(rows: Sequence[Row]) -> list[str]:
         "`--paper-protocol`) with the paper's product of step size and inner epochs over batch size, "
         f"{LABEL_STEP}; then every arm takes the same {passes * (LABELS + UNLABELED) // 100:,} steps of "
         "final training. "
-        f"{saas.labeled_batch} labelled images stand in every step beside {saas.batch_size} unlabeled ones. "
+        f"{saas.labeled_batch} labelled images stand in every step beside {saas.batch_size} unlabeled ones; "
+        f"SGD's rate is {saas.learning_rate} (the paper: {PAPER.learning_rate}, in loops of twenty times as "
+        "many steps; chosen on other images, [tried.md](../tried.md)). "
         "No held-out label steers anything; the test split is scored once, at the end.",
         "Right labels are those of the unlabeled images, before the final training; for the labelled images "
         "alone, the answers of the final network. The labels that the authors released for their networks, "
