@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,6 +35,9 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 OTHER_MARKERS = "phX8d"
 """Of rows made when the epochs were others."""
+ACCURACIES = (0, 50, 70, 80, 85, 90, 95)
+FULL = 102.0
+"""Per cent at which the axis of accuracies would never arrive; all of them lie below."""
 Points = Sequence[tuple[float, float]]
 ORIGINAL: dict[str, Any] = {"color": "black", "marker": "x", "linestyle": "none", "markeredgewidth": 2}
 
@@ -104,13 +108,26 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _finish(places: Sequence[Axes]) -> None:
-    """The same scales in all panels, so that these can be compared."""
+    """The same scales in all panels, so that these can be compared; accuracies spread by their errors."""
     slowest = max(1.0, *(axes.dataLim.x1 for axes in places))
+    best = max(axes.dataLim.y1 for axes in places)
     for axes in places:
         axes.set_xlim(0, 1.05 * slowest)
-        axes.set_ylim(0, 100)
+        axes.set_yscale("function", functions=(_spread, _gathered))
+        axes.set_yticks(ACCURACIES)
+        axes.set_ylim(0, min(best + 1.5, 100))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3, linewidth=0.6)
+
+
+def _spread(accuracies: np.ndarray) -> np.ndarray:
+    """Where per cents lie on the axis: halving the error is about as far anywhere."""
+    return -np.log2(FULL - np.minimum(accuracies, 100.0))
+
+
+def _gathered(places: np.ndarray) -> np.ndarray:
+    """The per cents that lie at these places."""
+    return FULL - np.exp2(-places)
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
