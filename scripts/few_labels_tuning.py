@@ -71,7 +71,7 @@ class FewLabelsOptions:
     final_epochs: int = 20
     """Passes over all images with the estimated labels."""
     paper_protocol: bool = False
-    """40 inner and 135 outer epochs, as in the paper: 36 times the work."""
+    """40 inner and 135 outer epochs, as in the paper: 36 times the images to estimate labels."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to PyTorch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
