@@ -30,6 +30,7 @@ class ActionBox:
 
     Attributes:
         uniform: the reference policy, the vector of zeros.
+        openings: what is worth a try right after it.
         size: entries of a vector.
     """
 
@@ -40,6 +41,7 @@ class ActionBox:
         self._open = (uniform.observations + largest.observations)[:-1, walk.alive] > 0.5
         self.size = int(self._open.sum())
         self.uniform = Point(np.zeros(self.size), uniform.policy)
+        self.openings = [self._play(actions) for actions in walk.openings]
 
     def _constant(self, level: float) -> Episode:
         action = np.full(self._walk.action_size, level, dtype=np.float32)

@@ -1,6 +1,6 @@
 """One episode, played on a walk without any evaluation: decisions in, a policy out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,10 @@ class WalkLike(Protocol):
     @property
     def categorical(self) -> np.ndarray:
         """Which entries of an action stand for values without an order, bool [K]."""
+
+    @property
+    def openings(self) -> Sequence[np.ndarray]:
+        """Actions [T, K] of the episodes that are worth a try right after the reference policy."""
 
     def reset(self) -> np.ndarray:
         """Start at the first decision; float32 [observation_size]."""

@@ -100,6 +100,9 @@ class OffPolicySearcher:
         references = self.model.exploration.references
         if self._begun and references <= number < 2 * references:
             return play(self._walk, self._decide)
+        opening = number - references
+        if not self._begun and 0 <= opening < len(self._walk.openings):
+            return play_sequence(self._walk, self._walk.openings[opening])
         nothing_told = self.model.buffer.size() == 0
         if self._candidates == 1 or nothing_told or self.model.exploration.warming_up(number):
             return play(self._walk, lambda observation: self.model.explore(observation, number))

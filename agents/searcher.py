@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agents.config import AgentConfig
-from agents.episode import WalkLike, play
+from agents.episode import WalkLike, play, play_sequence
 from agents.exploration import truncated_normal
 from amc.errors import UserError
 from amc.evaluate import Evaluation
@@ -216,7 +216,10 @@ class RandomSearcher:
         return [self._draw() for _ in range(n)]
 
     def _draw(self) -> CompressionPolicy:
-        sigma, self._asked = self._sigma if self._asked else 0.0, self._asked + 1
+        number, self._asked = self._asked, self._asked + 1
+        if 1 <= number <= len(self._walk.openings):
+            return play_sequence(self._walk, self._walk.openings[number - 1]).policy
+        sigma = self._sigma if number else 0.0
         zeros = np.zeros(self._walk.action_size, dtype=np.float32)
         return play(self._walk, lambda observation: truncated_normal(self._rng, zeros, sigma)).policy
 

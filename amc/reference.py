@@ -68,6 +68,39 @@ def complete_uniformly(
     return _fill(space, partial, budgets, chosen, keep) if bounded else chosen
 
 
+def replaced_everywhere(
+    space: Space, start: Partial, budgets: Sequence[Budget], operator: int, unbounded: float = 1.0
+) -> np.ndarray:
+    """The reference policy with one operator wherever it applies and, if budgets allow, all channels.
+
+    Args:
+        space: the legal policies, with a choice of operators.
+        start: an episode's start, from which some completion keeps every budget.
+        budgets: what must hold; may be empty.
+        operator: value of the knob "operator".
+        unbounded: the keep ratio where no budget depends on the widths.
+
+    Returns:
+        int64 [points, knobs].
+    """
+
+    def decided(partial: Partial, knob: str, wanted: Callable[[int], int]) -> Partial:
+        column = space.column(knob)
+        for row in range(len(space.points)):
+            if space.decider[row, column] == row and not partial.decided[row, column]:
+                partial = space.decide(partial, row, column, wanted(row))
+        return partial
+
+    def offered(row: int) -> int:
+        return operator if space.levels[row, operator] else 0
+
+    partial = decided(start, "operator", offered)
+    whole = decided(partial, "width", lambda row: int(space.largest[row, space.column("width")]))
+    fits = all(budget.fits(whole) for budget in budgets)
+    partial = whole if fits else partial
+    return _raised(space, partial, budgets, complete_uniformly(space, partial, budgets, unbounded))
+
+
 def _cheapest(space: Space, partial: Partial, budgets: Sequence[Budget]) -> np.ndarray:
     """Where the layers themselves cannot keep the budgets: operators wherever they apply."""
     if not space.chooses:

@@ -34,6 +34,12 @@ class Range:
         span = self.high - self.reference if action > 0 else self.reference - self.low
         return self.values[int(self.reference + action * span + 0.5)]
 
+    def nearest(self, value: int) -> int:
+        """The feasible value next to a legal one; the reference policy's where it is no choice at all."""
+        if value not in self.values:
+            return self.values[self.reference]
+        return self.values[min(max(self.values.index(value), self.low), self.high)]
+
     def action(self, value: int) -> float:
         """The action that stands for a value exactly; 0 if the knob is dead."""
         offset = self.values.index(value) - self.reference

@@ -80,6 +80,11 @@ class CaseWalk:
         return self._walk.categorical
 
     @property
+    def openings(self) -> list[np.ndarray]:
+        """None: the first episodes play every case once, and what one teaches the others learn, too."""
+        return []
+
+    @property
     def alive(self) -> slice:
         """Entries of an observation that say which entries of the action mean something now."""
         return self._walk.alive

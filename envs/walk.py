@@ -4,7 +4,7 @@ The environment steps it for stable-baselines3; searchers step it directly and s
 together.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from amc.costs.budget import Budget
 from amc.costs.symbolic import Cost
 from amc.policy import CompressionPolicy
-from amc.reference import complete_uniformly
+from amc.reference import complete_uniformly, replaced_everywhere
 from amc.space import Partial, Space
 from envs.bounding import UNORDERED, Range, feasible_range
 from envs.observation import Kind, Layout, decided_fractions, layer_features
@@ -102,12 +102,43 @@ class Walk:
             The next observation, the executed action (what the decided values stand for; 0 for dead
             entries), and whether the episode is complete.
         """
+        return self._decide(lambda entry, limits: limits.value(float(np.clip(action[entry], -1.0, 1.0))))
+
+    def follow(self, table: np.ndarray) -> np.ndarray:
+        """The actions of the episode that comes nearest to a table [points, knobs]; ends the one in progress.
+
+        Returns:
+            float32 [length, action_size].
+        """
+        self.reset()
+
+        def wanted(entry: int, limits: Range) -> int:
+            return limits.nearest(int(table[self.rows[self.position], self.columns[entry]]))
+
+        return np.stack([self._decide(wanted)[1] for _ in self.rows])
+
+    @cached_property
+    def openings(self) -> list[np.ndarray]:
+        """Actions [length, action_size] that are worth a try first: each operator wherever it applies.
+
+        Noise around the reference policy, which replaces nothing, hardly ever draws one operator everywhere.
+        """
+        if not self.space.chooses:
+            return []
+        tables = (
+            replaced_everywhere(self.space, self._start, self.budgets, operator, self.unbounded_keep)
+            for operator in range(1, self.space.levels.shape[1])
+        )
+        return [self.follow(table) for table in tables]
+
+    def _decide(self, choose: Callable[[int, Range], int]) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Decide the current point; `choose` gives the value of an entry of the action within its range."""
         row = self.rows[self.position]
         executed = np.zeros(self.action_size, dtype=np.float32)
         for entry, column in enumerate(self.columns):
             if self._open(row, column):
                 limits = self._range(row, column)
-                value = limits.value(float(np.clip(action[entry], -1.0, 1.0)))
+                value = choose(entry, limits)
                 executed[entry] = limits.action(value)
                 self.partial = self.space.decide(self.partial, row, column, value)
                 if value != self._reference[row, column]:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class ToyWalk:
 
     action_size = 1
     categorical = np.zeros(1, dtype=bool)
+    openings: Sequence[np.ndarray] = ()
 
     def __init__(self, length: int = 6):
         self.length = length

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from agents.box import Point
+from agents.episode import play_sequence
 from agents.exploration import truncated_normal
+from amc.policy import CompressionPolicy
 from envs.walk import Walk
 
 
@@ -20,12 +22,14 @@ class FreeBox:
 
     Attributes:
         uniform: the reference policy under the walk's budgets.
+        openings: what is worth a try right after it.
         size: entries of a vector.
     """
 
     def __init__(self, walk: Walk):
         self._space = walk.space
         uniform = walk.reference_policy()
+        openings = [play_sequence(walk, actions).policy for actions in walk.openings]
         walk.reset()
         self._start = walk.partial
         self._entries = [
@@ -35,12 +39,15 @@ class FreeBox:
             if not self._start.decided[row, column] and walk.space.decider[row, column] == row
         ]
         self.size = len(self._entries)
-        table = walk.space.table(uniform)
-        self.uniform = self._decide(lambda entry, values: values.index(int(table[self._entries[entry]])))
+        self.uniform, *self.openings = map(self._point, [uniform, *openings])
 
     def play(self, vector: np.ndarray) -> Point:
         """The policy nearest to a vector [size] in [-1, 1]."""
         return self._decide(lambda entry, values: int((vector[entry] + 1.0) / 2.0 * (len(values) - 1) + 0.5))
+
+    def _point(self, policy: CompressionPolicy) -> Point:
+        table = self._space.table(policy)
+        return self._decide(lambda entry, values: values.index(int(table[self._entries[entry]])))
 
     def draw(self, rng: np.random.Generator, sigma: float) -> Point:
         """Draw around the reference policy."""

@@ -31,6 +31,7 @@ class Box(Protocol):
 
     size: int
     uniform: Point
+    openings: list[Point]
 
     def play(self, vector: np.ndarray) -> Point:
         """The policy of a vector, and the vector that was executed."""
@@ -46,10 +47,10 @@ Outcomes = Callable[[Evaluation, float], list[float]]
 class BayesSearcher:
     """Gaussian processes in a trust region around the best point.
 
-    The first proposals are drawn around the reference policy. Each further one maximises the (constrained)
-    log expected improvement of processes that are fitted to all evaluations; proposals that are still open
-    count as evaluated, with what is expected of them. What is learned from is the executed vector. A policy
-    is proposed again only if no other candidate is left.
+    The first proposals are the reference policy, the walk's openings and draws around the former. Each
+    further one maximises the (constrained) log expected improvement of processes that are fitted to all
+    evaluations; proposals that are still open count as evaluated, with what is expected of them. What is
+    learned from is the executed vector. A policy is proposed again only if no other candidate is left.
 
     Args:
         box: what is searched.
@@ -89,8 +90,11 @@ class BayesSearcher:
         return asked < self._exploration.warmup or len(self._vectors) < 2
 
     def _first_draw(self) -> Point:
-        first = not self._vectors and not self._open
-        return self._box.uniform if first else self._box.draw(self._rng, self._exploration.sigma_start)
+        first = [self._box.uniform, *self._box.openings]
+        asked = len(self._vectors) + len(self._open)
+        return (
+            first[asked] if asked < len(first) else self._box.draw(self._rng, self._exploration.sigma_start)
+        )
 
     def _surrogate(self) -> Surrogate:
         surrogate = Surrogate(np.array(self._vectors), np.array(self._outcomes), self._fitted)
