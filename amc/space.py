@@ -159,6 +159,11 @@ class Space:
         """Whether operators may replace layers."""
         return "operator" in self._column
 
+    @property
+    def could_drop_blocks(self) -> bool:
+        """Whether the network has residual blocks that may go, and these policies keep them all."""
+        return bool(self.network.blocks) and self._block_column is None
+
     def column(self, knob: str) -> int:
         """Column of a knob in every table."""
         return self._column[knob]

@@ -19,6 +19,8 @@ from envs.reward import keeps_latency
 
 ENOUGH_POLICIES = 100
 """Unseen policies from which on their mean error is taken as it stands."""
+MOSTLY_LAYERS = 0.5
+"""Share of a budget that the narrowest layers use, from which on it is their number that costs time."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,17 @@ class LatencyBudget:
             f" Fewer than {ENOUGH_POLICIES} policies say little about that error: there were no others, or "
             "no time for them."
         )
-        return note + (doubt if figures.few else "")
+        return note + (doubt if figures.few else "") + self._about_depth(limit)
+
+    def _about_depth(self, limit: float) -> str:
+        space = self.evaluator.space
+        least = self.cost.lower_bound(space.empty()) / limit
+        if least < MOSTLY_LAYERS or not space.could_drop_blocks:
+            return ""
+        return (
+            f" The narrowest layers use {least:.0%} of it already: what costs time here is their number, and "
+            "--drop-blocks lets whole residual blocks go."
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 from agents.run import Run
 from amc.graph import module_of
 from amc.quantization.modules import ActivationQuantizer
+from amc.quantization.uniform import NOT_QUANTIZED
 from amc.targets import Profile, Target, Timing
 from envs.problem import Problem, build_problem
 from envs.problem_config import ProblemConfig
@@ -45,7 +46,8 @@ class FormulaTarget(Target):
         quantized = {
             str(user.target)
             for node in module.graph.nodes
-            if isinstance(module_of(node), ActivationQuantizer)
+            for quantizer in (module_of(node),)
+            if isinstance(quantizer, ActivationQuantizer) and quantizer.bits < NOT_QUANTIZED
             for user in node.users
         }
         cost = 0.0

@@ -105,10 +105,11 @@ def check_reachable(budgets: Sequence[Budget], space: Space) -> None:
     for budget in budgets:
         least = budget.cost.lower_bound(smallest)
         if least > budget.limit:
+            way_out = "; --drop-blocks lets whole residual blocks go" if space.could_drop_blocks else ""
             raise UserError(
                 f"The budget {budget.cost.name} = {budget.limit:.6g} ({budget.fraction:.3g} of the original) "
                 f"cannot be reached: the smallest legal network costs {least:.6g} "
-                f"({least / budget.original:.3g} of the original)."
+                f"({least / budget.original:.3g} of the original){way_out}."
             )
     if unreachable_together:
         raise UserError("No network that could be found keeps all of the budgets together.")
