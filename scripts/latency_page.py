@@ -10,8 +10,8 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 from amc.errors import UserError
 from amc.files import write_atomically
 from scripts.cli import run
+from scripts.latency_page_curves import curves
 from scripts.latency_page_targets import arm, predictor, profiles
-from scripts.latency_plots import STYLES, Points, curves_png
 from scripts.latency_rows import BLOCKS_STEPS, plan
 from scripts.latency_words import (
     PRIOR,
@@ -19,8 +19,6 @@ from scripts.latency_words import (
     comparison,
     drop,
     made_by,
-    originals,
-    points_of,
     row_name,
     same_searches,
     setting,
@@ -53,15 +51,10 @@ def main(options: LatencyPage) -> None:
     options.images.mkdir(parents=True, exist_ok=True)
     page = Page(list(rows.values()), options)
     parts = ["# Latency, measured", *page.overview()]
-    parts += [*page.headline(), *page.curves(), *page.joint()]
+    parts += [*page.headline(), *curves(page), *page.joint()]
     parts += [*predictor(page), *profiles(page), *arm(page)]
     write_page(options.figures.with_suffix(".md"), [*parts, *page.missing()])
     print(options.figures.with_suffix(".md"))
-
-
-def panel_of(row: Row) -> str:
-    """Title of the panel that a row's points are drawn in."""
-    return f"{row['network']}, {row['target']} ({row['label']})"
 
 
 class Page:
@@ -131,42 +124,6 @@ class Page:
             PRIOR,
             made_by(rows),
         ]
-
-    def curves(self) -> list[str]:
-        """Accuracy against latency, without and with a short fine-tuning."""
-        rows = [row for row in (*self.of("curve"), *self.of("joint"), *self.of("headline")) if points_of(row)]
-        title = "## Accuracy against latency"
-        panels = self._series(rows)
-        if not panels:
-            return [title, "*Not measured yet.*"]
-        known = originals(self.rows)
-        crosses = {panel_of(row): known[row["network"]] for row in rows if row["network"] in known}
-        table = [
-            [name, f"{ratio:.3f}", f"{accuracy:.2%}"]
-            for panel, series in panels.items()
-            for label, points in series.items()
-            for name in (f"{panel}, {label}",)
-            for ratio, accuracy in sorted(points, reverse=True)
-        ]
-        return [
-            title,
-            "Un-tuned networks are scored in PyTorch; fine-tuned ones as exported files in their runtime.",
-            self.draw("latency_curves.png", curves_png(panels, crosses), "Accuracy against latency"),
-            markdown_table(["network", "latency ratio", "test accuracy"], table),
-            made_by(rows),
-        ]
-
-    def _series(self, rows: list[Row]) -> dict[str, dict[str, Points]]:
-        """Points of each panel by series."""
-        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        for row in rows:
-            panel = panels.setdefault(panel_of(row), {name: [] for name in STYLES})
-            for name, point in points_of(row):
-                # Rows made when the epochs were others have names of their own.
-                known = panel.setdefault(name, [])
-                if point not in known:
-                    known.append(point)
-        return {panel: {name: list(points) for name, points in s.items()} for panel, s in panels.items()}
 
     def joint(self) -> list[str]:
         """Joint search against its alternatives."""

@@ -11,6 +11,7 @@ if not __package__:  # started as a file: Python then looks in scripts/ and not 
 import torch
 
 from amc.errors import UserError
+from amc.targets.cache import FILES_VERSION
 from envs.problem_config import ProblemConfig
 from scripts.cli import run as run_script
 from scripts.latency_rows import LatencyResults, Spec, command, plan
@@ -94,6 +95,7 @@ def about(options: LatencyResults, spec: Spec) -> dict[str, Any]:
     searched = {"importance": by_default.importance, "reconstruct": by_default.reconstruct}
     return {
         "label": options.label,
+        "files": FILES_VERSION,
         "command": command(options, spec),
         **(searched if spec.trained else {}),
     }

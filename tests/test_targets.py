@@ -148,13 +148,14 @@ def test_cache_round_trip(tmp_path):
     assert cache.get("other policy", target) is None
 
 
-def test_cache_key_holds_runtime_and_protocol_versions_target_and_cpu(tmp_path, monkeypatch):
+def test_cache_key_holds_runtime_protocol_and_file_versions_target_and_cpu(tmp_path, monkeypatch):
     cache, target = LatencyCache(tmp_path), FakeTarget()
     cache.put("policy", target, timing(0.5))
     for where, name, value in (
         (target, "runtime_version", "1.1"),
         (target, "name", "other"),
         ("amc.targets.cache.PROTOCOL_VERSION", None, 99),
+        ("amc.targets.cache.FILES_VERSION", None, 99),
         ("amc.targets.cache.cpu_model", None, lambda: "another CPU"),
     ):
         with monkeypatch.context() as patch:

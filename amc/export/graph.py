@@ -54,10 +54,14 @@ class OnnxGraph:
         """An initialiser; the same content is stored once, whoever asks for it."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._by_content:
-            name = self._unique("c")
-            self.initializers.append(numpy_helper.from_array(array, name))
-            self._by_content[key] = Value(name, array.shape)
+            self._by_content[key] = self.own_constant(array)
         return self._by_content[key]
+
+    def own_constant(self, array: np.ndarray) -> Value:
+        """An initialiser that nobody else gets, whatever it holds."""
+        name = self._unique("c")
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return Value(name, array.shape)
 
     def integers(self, *numbers: int) -> Value:
         """A constant int64 vector, what ONNX wants for shapes, axes and pads."""

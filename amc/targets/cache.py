@@ -12,6 +12,9 @@ from amc.targets.base import Target, Timing
 from amc.targets.machine import cpu_model
 from amc.targets.protocol import PROTOCOL_VERSION
 
+FILES_VERSION = 2
+"""Raised whenever exporters write other files for the same policy; part of every timing's key."""
+
 
 def default_cache_directory() -> Path:
     """Return the directory for everything AMC caches: `AMC_CACHE_DIR`, or `~/.cache/amc`."""
@@ -91,4 +94,5 @@ def identity(digest: str, target: Target) -> dict[str, Any]:
         "cpu": cpu_model(),
         "runtime": target.runtime_version,
         "protocol": PROTOCOL_VERSION,
+        "files": FILES_VERSION,
     }
