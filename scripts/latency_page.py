@@ -19,6 +19,7 @@ from scripts.latency_words import (
     comparison,
     drop,
     made_by,
+    of_older_files,
     row_name,
     same_searches,
     setting,
@@ -92,6 +93,7 @@ class Page:
             "they are, also when the defaults have changed since. `python -m scripts.latency_page` writes "
             "this page from them.",
             *of_before(row for row in self.rows if row["part"] in SCORED),
+            *of_older_files(self.rows),
         ]
 
     def headline(self) -> list[str]:

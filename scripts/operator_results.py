@@ -51,7 +51,7 @@ from scripts.operator_rows import (
 from scripts.operator_scattering import scattering_row
 from scripts.results_page import write_page
 from scripts.results_runner import Row, Rows, Runner
-from scripts.results_runs import Unreachable, recipe, searched, tuned_folder
+from scripts.results_runs import Unreachable, read_seconds, recipe, searched, tuned_folder
 
 
 def main(options: OperatorResults) -> None:
@@ -100,6 +100,7 @@ def choice_row(options: OperatorResults, spec: Spec) -> Row:
                 **network_figures(run, best.policy),
                 "latency_share": latency and latency / run.problem.original_costs["latency"],
                 "seconds_per_evaluation": round(sum(row.seconds for row in run.log.rows) / len(run.log), 3),
+                "seconds": max(read_seconds(run.folder).values(), default=0.0),
             }
     except Unreachable as error:
         return {"unreachable": str(error)}

@@ -11,6 +11,7 @@ from amc.errors import UserError
 from amc.targets.calibration import Curve, Profile
 from scripts import latency_page, latency_results, latency_rows_search
 from scripts.cli import exit_code
+from scripts.latency_page_curves import out_of_reach, table_of
 from scripts.latency_plots import styles_of
 from scripts.latency_rows import (
     HEADLINE_EPOCHS,
@@ -23,7 +24,7 @@ from scripts.latency_rows import (
 )
 from scripts.latency_rows_search import affordable_depth
 from scripts.latency_rows_targets import by_format, correlations, subject, weight_bits_of
-from scripts.latency_words import originals, points_of, tuned_name, verdict, winners
+from scripts.latency_words import of_older_files, originals, points_of, tuned_name, verdict, winners
 
 POLICY = {
     "reward_accuracy": 0.95,
@@ -307,3 +308,31 @@ def test_where_int8_is_slower_the_depth_is_that_of_floats(monkeypatch):
     monkeypatch.setattr(latency_rows_search, "int8", lambda options, spec: {"latency_ratio": 1.2})
     spec = Spec("headline", "resnet56", "litert", "0.2", "blocks")
     assert affordable_depth(LatencyResults(), spec) == pytest.approx(0.18)
+
+
+def test_rows_of_older_openvino_files_are_counted() -> None:
+    row = {"part": "curve", "target": "openvino"}
+    counted = [row, {**row, "part": "joint"}]
+    others = [{**row, "target": "litert"}, {**row, "files": 2}, {**row, "unreachable": "no"}]
+    others.append({**row, "part": "profile"})
+    assert of_older_files([*counted, *others])[0].startswith("2 rows on OpenVINO")
+    assert of_older_files(others) == []
+
+
+def test_points_of_the_curves_say_their_budget_and_what_is_out_of_reach() -> None:
+    row = {"network": "resnet20", "target": "litert", "label": "here", "part": "curve"}
+    loose = {**row, "budget": "0.5", "joint": POLICY, "uniform": {**POLICY, "test_accuracy": 0.8}}
+    tight = {**row, "budget": "0.2", "unreachable": "The budget cannot be reached."}
+    whole = {**row, **POLICY, "part": "joint", "budget": "0.3", "variant": "int8", "latency_ratio": 0.4}
+    twice = {**whole, "budget": "0.2"}
+    panel = "resnet20, litert (here)"
+    assert table_of([whole, loose, twice]) == [
+        [panel, "int8 only", "", "0.400", "90.00%"],
+        [panel, "joint", "0.5", "0.290", "90.00%"],
+        [panel, "uniform", "0.5", "0.290", "80.00%"],
+    ]
+    assert out_of_reach([loose, tight]) == [
+        "Out of reach of a network that keeps all of its layers, so that there is no point: "
+        "resnet20, litert (here): 0.2."
+    ]
+    assert out_of_reach([loose]) == []
