@@ -57,10 +57,14 @@ class RayWorker:
             raise EOFError from error
         return score_of(reply)
 
-    def stop(self) -> str:
-        """End the actor; what is known of its end."""
+    def dismiss(self) -> None:
+        """End the actor."""
         with suppress(Exception):  # it may be dead, or the cluster gone
             self._ray.kill(self._actor)
+
+    def stop(self) -> str:
+        """End the actor; what is known of its end."""
+        self.dismiss()
         return self._end
 
 

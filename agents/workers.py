@@ -47,6 +47,9 @@ class Worker(Protocol):
             UserError, RuntimeError: what it met there.
         """
 
+    def dismiss(self) -> None:
+        """Tell it to end, and do not wait."""
+
     def stop(self) -> str:
         """End it, busy or not; says in a few words how it ended."""
 
@@ -156,6 +159,8 @@ class WorkerPool:
     def close(self) -> None:
         """End every worker at once, busy or not."""
         for worker in self._workers:
+            worker.dismiss()  # all of them first: each may take its time
+        for worker in self._workers:
             worker.stop()
         self._workers = []
 
@@ -241,10 +246,15 @@ class LocalWorker:
             raise EOFError from error
         return score_of(reply)
 
+    def dismiss(self) -> None:
+        """Tell the process to end, once: a second signal would disturb it in tidying up."""
+        if not self.pipe.closed:
+            self.pipe.close()
+            self.process.terminate()
+
     def stop(self) -> str:
         """End the process; its exit code."""
-        self.pipe.close()
-        self.process.terminate()
+        self.dismiss()
         self.process.join(PATIENCE)
         self.process.kill()  # in the middle of a computation it hears nothing
         self.process.join()

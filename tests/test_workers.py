@@ -101,6 +101,32 @@ def test_workers_give_what_one_process_gives_in_the_order_of_the_policies(model,
     assert [worker.process.exitcode for worker in workers] == [0, 0]
 
 
+class Told:
+    """A crew, and each of its workers, that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def start(self) -> "Told":
+        return self
+
+    def dismiss(self) -> None:
+        self.heard.append("dismiss")
+
+    def stop(self) -> str:
+        self.heard.append("stop")
+        return ""
+
+
+def test_nobody_is_waited_for_before_all_workers_were_told_to_end(model):
+    """A busy one takes its time: three of them, one after the other, would take it three times."""
+    told = Told()
+    WorkerPool(
+        problem_of(model, ClassificationTask(load_data("digits"))).evaluator, 3, lambda _: told
+    ).close()
+    assert told.heard == 3 * ["dismiss"] + 3 * ["stop"]
+
+
 def test_a_worker_that_dies_is_replaced_and_its_policy_evaluated_again(model, tmp_path, pool_of):
     problem = problem_of(model, DyingTask(load_data("digits"), tmp_path))
     (tmp_path / "die-0").touch()
