@@ -54,7 +54,7 @@ class Worker(Protocol):
         """End it, busy or not; says in a few words how it ended."""
 
 
-PATIENCE = 2.0
+PATIENCE = 4.0
 """Seconds in which a worker that is to end may tidy up."""
 W = TypeVar("W", bound=Worker)
 
@@ -247,10 +247,9 @@ class LocalWorker:
         return score_of(reply)
 
     def dismiss(self) -> None:
-        """Tell the process to end, once: a second signal would disturb it in tidying up."""
-        if not self.pipe.closed:
-            self.pipe.close()
-            self.process.terminate()
+        """Tell the process to end."""
+        self.pipe.close()
+        self.process.terminate()
 
     def stop(self) -> str:
         """End the process; its exit code."""
@@ -266,10 +265,12 @@ def _serve(pipe: Connection, message: Message) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     # Libraries hold semaphores, of which Python says that they have leaked where nothing gives them back.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    torch.set_num_threads(1)
-    evaluator = unpacked(message)
     try:
+        torch.set_num_threads(1)
+        evaluator = unpacked(message)
         while True:
             pipe.send(answer(evaluator, pipe.recv()))
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending: whoever says so now disturbs it
