@@ -54,8 +54,8 @@ class Worker(Protocol):
         """End it, busy or not; says in a few words how it ended."""
 
 
-PATIENCE = 4.0
-"""Seconds in which a worker that is to end may tidy up."""
+PATIENCE = 8.0
+"""Seconds in which workers that are to end may tidy up; on a busy machine they need some."""
 W = TypeVar("W", bound=Worker)
 
 
