@@ -61,6 +61,8 @@ class OffPolicySearcher:
         """
         self._walk = walk
         self._candidates, self._begun = config.candidates, config.start_from is not None
+        # Here and not when their turn comes: a measured latency, or a resumed search, would change them.
+        self._openings = [] if self._begun else walk.openings
         self._open: deque[Episode] = deque()
         self._asked = 0
         self._losses: dict[str, float] = {}
@@ -101,8 +103,8 @@ class OffPolicySearcher:
         if self._begun and references <= number < 2 * references:
             return play(self._walk, self._decide)
         opening = number - references
-        if not self._begun and 0 <= opening < len(self._walk.openings):
-            return play_sequence(self._walk, self._walk.openings[opening])
+        if 0 <= opening < len(self._openings):
+            return play_sequence(self._walk, self._openings[opening])
         nothing_told = self.model.buffer.size() == 0
         if self._candidates == 1 or nothing_told or self.model.exploration.warming_up(number):
             return play(self._walk, lambda observation: self.model.explore(observation, number))

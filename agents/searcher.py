@@ -207,6 +207,7 @@ class RandomSearcher:
 
     def __init__(self, walk: WalkLike, config: AgentConfig, budget_evaluations: int):
         self._walk = walk
+        self._openings = walk.openings
         self._sigma = config.sigma_start
         self._rng = np.random.default_rng(config.seed)
         self._asked = 0
@@ -217,8 +218,8 @@ class RandomSearcher:
 
     def _draw(self) -> CompressionPolicy:
         number, self._asked = self._asked, self._asked + 1
-        if 1 <= number <= len(self._walk.openings):
-            return play_sequence(self._walk, self._walk.openings[number - 1]).policy
+        if 1 <= number <= len(self._openings):
+            return play_sequence(self._walk, self._openings[number - 1]).policy
         sigma = self._sigma if number else 0.0
         zeros = np.zeros(self._walk.action_size, dtype=np.float32)
         return play(self._walk, lambda observation: truncated_normal(self._rng, zeros, sigma)).policy

@@ -10,6 +10,7 @@ Workers are processes of this machine, or Ray actors (`agents.ray_workers`); the
 
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -228,6 +229,7 @@ class LocalWorker:
         context = torch.multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, message), daemon=True)
+        self._killed_at = 0.0
         try:
             self.process.start()
         finally:
@@ -247,14 +249,16 @@ class LocalWorker:
         return score_of(reply)
 
     def dismiss(self) -> None:
-        """Tell the process to end."""
-        self.pipe.close()
-        self.process.terminate()
+        """Tell the process to end, once; its time runs from here."""
+        if not self.pipe.closed:
+            self._killed_at = time.monotonic() + PATIENCE
+            self.pipe.close()
+            self.process.terminate()
 
     def stop(self) -> str:
         """End the process; its exit code."""
         self.dismiss()
-        self.process.join(PATIENCE)
+        self.process.join(max(0.0, self._killed_at - time.monotonic()))
         self.process.kill()  # in the middle of a computation it hears nothing
         self.process.join()
         return f"exit code {self.process.exitcode}"

@@ -117,7 +117,7 @@ class Walk:
 
         return np.stack([self._decide(wanted)[1] for _ in self.rows])
 
-    @cached_property
+    @property
     def openings(self) -> list[np.ndarray]:
         """Actions [length, action_size] that are worth a try first: each operator wherever it applies.
 

@@ -19,7 +19,7 @@ from scripts.latency_rows import (
     search_config,
     source,
 )
-from scripts.results_runs import Figures, Unreachable, read_seconds, searched
+from scripts.results_runs import Figures, Unreachable, searched
 
 FLOATS = (NOT_QUANTIZED,)
 DEPTH_SHARE = 0.9
@@ -42,8 +42,7 @@ def searched_variant(options: LatencyResults, spec: Spec) -> Figures:
         policy = run.problem.uniform_policy() if spec.variant == "uniform" else run.best_policy
         only_floats = 8 not in run.problem.target.fast_bits
         note = {"same_search_as": "prune"} if only_floats and spec.variant in ("joint", "uniform") else {}
-        spent = {} if spec.variant == "uniform" else seconds_of(run)  # that search is the row's of joint
-        return policy_figures(run.problem, policy, spec) | search_figures(run) | spent | note
+        return policy_figures(run.problem, policy, spec) | search_figures(run) | note
 
 
 def int8(options: LatencyResults, spec: Spec) -> Figures:
@@ -124,11 +123,6 @@ def search_figures(run: Run) -> Figures:
         "reconstruct": run.config.problem.reconstruct,
         "test_accuracy_original": load_record(run.folder).original.test_score,
     }
-
-
-def seconds_of(run: Run) -> Figures:
-    """What a row's search took, where an earlier call made a part of it."""
-    return {"seconds": max(read_seconds(run.folder).values(), default=0.0)}
 
 
 @contextmanager

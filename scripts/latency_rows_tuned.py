@@ -13,7 +13,7 @@ from scripts.latency_rows import (
     LatencyResults,
     Spec,
 )
-from scripts.latency_rows_search import joint_search, policy_figures, search_figures, seconds_of
+from scripts.latency_rows_search import joint_search, policy_figures, search_figures
 from scripts.results_runs import Figures, Unreachable, tuned_figures, tuned_folder
 
 SPREAD_PROCESSES = 2
@@ -45,7 +45,6 @@ def untuned(options: LatencyResults, spec: Spec) -> Figures:
         return {
             "joint": policy_figures(run.problem, run.best_policy, spec) | search_figures(run),
             "uniform": policy_figures(run.problem, uniform, spec),
-            **seconds_of(run),
         }
 
 
